@@ -1,0 +1,1 @@
+"""The Inception Transformer and its presets."""
