@@ -1,0 +1,1 @@
+"""What the tasks share: optimisation and callbacks."""
