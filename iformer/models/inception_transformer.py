@@ -308,8 +308,8 @@ class InceptionTransformer(nn.Module):
         layer_scales: Initial LayerScale per stage, None for none.
         mlp_ratio: Hidden width of the feed-forward network, relative to its input.
         stem_stride: 4 or 2.
-        init_std: Standard deviation of the initial weights. None is PyTorch's default, which grows as layers narrow: with
-            some 100 channels and fewer, 0.02 is so small that training starts slowly.
+        init_std: Standard deviation of the initial weights. None is PyTorch's default, which grows as layers narrow:
+            with some 100 channels and fewer, 0.02 is so small that training starts slowly.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout after the mixers' projections and in the feed-forward networks.
         attn_drop_rate: Dropout of the attention weights.
