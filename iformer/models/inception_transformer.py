@@ -38,6 +38,7 @@ def depthwise_conv(dim: int, device: Any = None, dtype: Any = None) -> nn.Conv2d
     return nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False, device=device, dtype=dtype)
 
 
+@torch.fx.wrap  # whether there is anything to resize depends on the size, which a trace does not know
 def resize_pos_embed(pos_embed: Tensor, size: list[int]) -> Tensor:
     """Bilinear resizing of a position embedding: ``(H, W, C)`` -> ``(*size, C)``."""
     return resample_abs_pos_embed_nhwc(pos_embed.unsqueeze(0), size, interpolation="bilinear", antialias=False)[0]
@@ -113,9 +114,10 @@ class AttentionBranch(nn.Module):
             x = self._avg_pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         n, h, w, c = x.shape
 
-        qkv = self.qkv(x).reshape(n, h * w, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        # Cut before the heads move in front, so that the gradients of q, k and v need not move back to meet.
+        q, k, v = self.qkv(x).reshape(n, h * w, 3, self.num_heads, c // self.num_heads).unbind(2)
+        dropout = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout)
         x = x.transpose(1, 2).reshape(n, h, w, c)
 
         if self.pool_stride > 1:
@@ -369,7 +371,10 @@ class InceptionTransformer(nn.Module):
         self.num_heads = tuple(num_heads)
         self.attention_heads = _split(attention_heads, depths)
         self.stem_stride = stem_stride
-        self.feature_info: list[dict[str, Any]] = []
+        self.feature_info = [
+            dict[str, Any](num_chs=dim, reduction=stem_stride * 2**i, module=f"stages.{i}")
+            for i, dim in enumerate(dims)
+        ]
         self.grad_checkpointing = False
 
         self.stem = Stem(in_chans, dims[0], stem_stride, **dd)
@@ -395,7 +400,6 @@ class InceptionTransformer(nn.Module):
                     **dd,
                 )
             )
-            self.feature_info.append({"num_chs": dim, "reduction": stem_stride * 2**i, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
         self.norm: nn.Module = LayerNorm(self.num_features, eps=1e-6, **dd)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
