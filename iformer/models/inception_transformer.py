@@ -22,6 +22,7 @@ from timm.layers import (
     Mlp,
     calculate_drop_path_rates,
     get_device_dtype,
+    is_exporting,
     resample_abs_pos_embed_nhwc,
     to_2tuple,
     trunc_normal_,
@@ -35,6 +36,17 @@ from torch import Tensor, nn
 def depthwise_conv(dim: int, device: Any = None, dtype: Any = None) -> nn.Conv2d:
     """The 3x3 depthwise convolution of Eqs. 2 and 4, without bias."""
     return nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False, device=device, dtype=dtype)
+
+
+@torch.fx.wrap  # whether there is anything to resize depends on the size, which a trace does not know
+def resize_pos_embed(pos_embed: Tensor, size: list[int]) -> Tensor:
+    """Bilinear resizing of a position embedding: ``(H, W, C)`` -> ``(*size, C)``."""
+    return resample_abs_pos_embed_nhwc(pos_embed.unsqueeze(0), size, interpolation="bilinear", antialias=False)[0]
+
+
+def _is_symbolic(size: int) -> bool:
+    """Whether ``torch.export`` leaves this size open."""
+    return is_exporting() and not isinstance(size, int)
 
 
 class MaxPoolBranch(nn.Module):
@@ -99,17 +111,25 @@ class AttentionBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[1:3]
         if self.pool_stride > 1:
-            x = self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = self._avg_pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         n, h, w, c = x.shape
 
-        qkv = self.qkv(x).reshape(n, h * w, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        # Cut before the heads move in front, so that the gradients of q, k and v need not move back to meet.
+        q, k, v = self.qkv(x).reshape(n, h * w, 3, self.num_heads, c // self.num_heads).unbind(2)
+        dropout = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout)
         x = x.transpose(1, 2).reshape(n, h, w, c)
 
         if self.pool_stride > 1:
             x = F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="nearest").permute(0, 2, 3, 1)
         return x
+
+    def _avg_pool(self, x: Tensor) -> Tensor:
+        if _is_symbolic(x.shape[2]) or _is_symbolic(x.shape[3]):
+            # Pooling with ceil_mode asks whether a side is odd, which a graph for any size cannot answer. The mean of
+            # a cell whose last row or column is repeated is the mean of what there is; at an even side it is unused.
+            return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), self.pool_stride)
+        return self.pool(x)
 
 
 class InceptionMixer(nn.Module):
@@ -124,7 +144,7 @@ class InceptionMixer(nn.Module):
         attention_heads: How many of them are low frequency, 0 to ``num_heads``. The last
             ``attention_heads * C / num_heads`` channels go to self-attention, the others to the high-frequency mixer.
         conv_ratio: Share of the high-frequency channels that the convolution takes; max-pooling takes the others.
-        pool_stride: Stride of the average pooling before self-attention.
+        pool_stride: Stride of the average pooling before self-attention: 2, or 1 for none.
         attn_drop: Dropout rate of the attention weights.
         proj_drop: Dropout rate of the output.
     """
@@ -248,8 +268,9 @@ class Downsample(nn.Module):
 class InceptionStage(nn.Module):
     """One stage of Fig. 2: downsampling (none in the first), position embedding, iFormer blocks.
 
-    ``(N, C, H, W)`` -> ``(N, C', H', W')``. The position embedding, ``(1, H', W', C')``, is learned for ``size`` and
-    resized bilinearly to any other.
+    ``(N, C, H, W)`` -> ``(N, C', H', W')``. The position embedding, ``(H', W', C')``, is learned for ``size`` and
+    resized bilinearly to any other. It has no batch dimension, or ``channels_last`` would take it for images and
+    reorder it.
     """
 
     def __init__(
@@ -268,7 +289,7 @@ class InceptionStage(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.grad_checkpointing = False
         self.downsample = Downsample(in_dim, dim, **dd) if downsample else nn.Identity()
-        self.pos_embed = nn.Parameter(torch.empty(1, *size, dim, **dd))
+        self.pos_embed = nn.Parameter(torch.empty(*size, dim, **dd))
         self.blocks = nn.Sequential(
             *[
                 InceptionBlock(dim, attention_heads=heads, drop_path=rate, **block_args, **dd)
@@ -278,8 +299,7 @@ class InceptionStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x).permute(0, 2, 3, 1).contiguous()
-        size = [x.shape[1], x.shape[2]]
-        x = x + resample_abs_pos_embed_nhwc(self.pos_embed, size, interpolation="bilinear", antialias=False)
+        x = x + resize_pos_embed(self.pos_embed, [x.shape[1], x.shape[2]])
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.blocks, x)
         else:
@@ -304,7 +324,7 @@ class InceptionTransformer(nn.Module):
         attention_heads: The frequency ramp: for every block of the network, in order, how many of its stage's heads are
             low frequency. 0 leaves a block without attention, all of them leave it without convolution and max-pooling.
         conv_ratio: Share of the high-frequency channels that goes to the convolution; the rest goes to max-pooling.
-        pool_strides: Stride of the pooling around attention, per stage.
+        pool_strides: Stride of the pooling around attention, per stage: 2, or 1 for none.
         layer_scales: Initial LayerScale per stage, None for none.
         mlp_ratio: Hidden width of the feed-forward network, relative to its input.
         stem_stride: 4 or 2.
@@ -355,7 +375,10 @@ class InceptionTransformer(nn.Module):
         self.attention_heads = _split(attention_heads, depths)
         self.stem_stride = stem_stride
         self.init_std = init_std
-        self.feature_info: list[dict[str, Any]] = []
+        self.feature_info = [
+            dict[str, Any](num_chs=dim, reduction=stem_stride * 2**i, module=f"stages.{i}")
+            for i, dim in enumerate(dims)
+        ]
         self.grad_checkpointing = False
 
         self.stem = Stem(in_chans, dims[0], stem_stride, **dd)
@@ -381,7 +404,6 @@ class InceptionTransformer(nn.Module):
                     **dd,
                 )
             )
-            self.feature_info.append({"num_chs": dim, "reduction": stem_stride * 2**i, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
         self.norm: nn.Module = LayerNorm(self.num_features, eps=1e-6, **dd)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
@@ -444,10 +466,8 @@ class InceptionTransformer(nn.Module):
         """Resize the position embeddings for images of ``img_size`` pixels (height, width)."""
         sizes = self._stage_sizes(img_size, len(self.stages))
         for stage, size in zip(self._stages(), sizes, strict=True):
-            pos_embed = resample_abs_pos_embed_nhwc(
-                stage.pos_embed.detach(), list(size), interpolation="bilinear", antialias=False
-            )
-            stage.pos_embed = nn.Parameter(pos_embed.contiguous(), requires_grad=stage.pos_embed.requires_grad)
+            pos_embed = resize_pos_embed(stage.pos_embed.detach(), list(size)).contiguous()
+            stage.pos_embed = nn.Parameter(pos_embed, requires_grad=stage.pos_embed.requires_grad)
         update_model_input_size(self, img_size)
 
     @torch.jit.ignore
@@ -556,6 +576,9 @@ def _validate(
     for name, values in per_stage.items():
         if len(values) != len(depths):
             raise ValueError(f"{name} has {len(values)} entries, expected one for each of the {len(depths)} stages")
+    for stage, stride in enumerate(pool_strides):
+        if stride not in (1, 2):
+            raise ValueError(f"pool_strides of stage {stage + 1} is {stride}, expected 1 or 2")
     for dim, heads in zip(dims, num_heads, strict=True):
         if heads < 1 or dim % heads:
             raise ValueError(f"{dim} channels do not divide into {heads} heads")

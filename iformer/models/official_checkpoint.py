@@ -7,10 +7,10 @@ import pickle
 import re
 from pathlib import Path
 
-from safetensors import SafetensorError
-from timm.layers import resample_abs_pos_embed_nhwc
 from timm.models import load_state_dict
 from torch import Tensor, nn
+
+from iformer.models.inception_transformer import resize_pos_embed
 
 # Released name -> ours, applied in order. The released blocks of stage N are blocksN, its position embedding
 # pos_embedN, and the downsampling before it patch_embedN (the stem has no number).
@@ -48,12 +48,15 @@ def rename(key: str) -> str:
 def convert(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """State dict of the release -> state dict of :class:`~iformer.models.inception_transformer.InceptionTransformer`.
 
-    The released 1x1 convolutions become the linear layers that the paper calls FC.
+    The released 1x1 convolutions become the linear layers that the paper calls FC, and the position embeddings lose
+    their batch dimension.
     """
     converted = {}
     for key, value in state_dict.items():
         if value.ndim == 4 and value.shape[2:] == (1, 1):
             value = value[:, :, 0, 0]
+        elif key.startswith("pos_embed"):
+            value = value[0]
         converted[rename(key)] = value
     return converted
 
@@ -61,30 +64,42 @@ def convert(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """timm's hook for pretrained weights: accept released or our own keys, resize position embeddings to the model's.
 
+    The classifier, and the input channels of the first convolution, are left to timm, which adapts them.
+
     Raises:
-        ValueError: The checkpoint is of another architecture, or a tensor does not fit the model; names the key.
+        ValueError: The checkpoint is of another architecture; names a key.
     """
+    state_dict = without_trainer(state_dict)
     if is_official(state_dict):
         state_dict = convert(state_dict)
+    expected = {key: value.shape for key, value in model.state_dict().items() if not key.startswith("head.")}
     adapted = {}
-    expected = model.state_dict()
     for key, value in state_dict.items():
-        if key.endswith("pos_embed") and key in expected and value.shape != expected[key].shape:
-            if value.ndim != 4 or value.shape[-1] != expected[key].shape[-1]:
-                raise ValueError(
-                    f"{key} of the checkpoint is {tuple(value.shape)}, the model expects {tuple(expected[key].shape)}"
-                )
-            size = list(expected[key].shape[1:3])
-            value = resample_abs_pos_embed_nhwc(value, size, interpolation="bilinear", antialias=False)
+        if key.endswith(".pos_embed") and key in expected and value.ndim == 3:
+            value = resize_pos_embed(value, list(expected[key][:2]))
         adapted[key] = value
-    missing = [key for key in expected if key not in adapted and not key.startswith("head.")]
+
+    refusal = "not a checkpoint of this model:"
+    missing = [key for key in expected if key not in adapted]
     if missing:
-        raise ValueError(f"not a checkpoint of this model: it lacks {len(missing)} of its tensors, {missing[0]} first")
+        raise ValueError(f"{refusal} it lacks {len(missing)} of its tensors, {missing[0]} first")
+    surplus = [key for key in adapted if key not in expected and not key.startswith("head.")]
+    if surplus:
+        raise ValueError(f"{refusal} it holds {len(surplus)} tensors that the model has not, {surplus[0]} first")
+    for key, shape in expected.items():
+        if adapted[key].shape != shape and key != "stem.conv1.weight":
+            raise ValueError(f"{refusal} its {key} is {tuple(adapted[key].shape)}, the model's {tuple(shape)}")
     return adapted
 
 
+def without_trainer(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The network alone, if this is the state of a LightningModule that calls it ``model``."""
+    inner = {key.removeprefix("model."): value for key, value in state_dict.items() if key.startswith("model.")}
+    return inner or state_dict
+
+
 def load(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a ``.pth`` or ``.safetensors`` file without ever running code from it.
+    """Read the state dict of a ``.pth``, ``.ckpt`` or ``.safetensors`` file without ever running code from it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -94,11 +109,17 @@ def load(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         state_dict = load_state_dict(str(path))
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: refused, it holds more than tensors (loading it could run foreign code)") from error
-    except (SafetensorError, RuntimeError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    except OSError:
+        raise
+    except Exception as error:  # of any kind: the file's bytes decide where its reader fails
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            reason = "refused, it is not a plain file of tensors (loading it could run foreign code)"
+        else:
+            reason = f"not a readable checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        raise ValueError(f"{path}: {reason}") from error
+    if not state_dict:
+        raise ValueError(f"{path}: not a state dict, it is empty")
     for key, value in state_dict.items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"{path}: not a state dict, {key!r} is a {type(value).__name__} and not a tensor")
-    return state_dict
+            raise ValueError(f"{path}: not a state dict, {key!r} is of type {type(value).__name__}, expected a tensor")
+    return without_trainer(state_dict)
