@@ -117,6 +117,6 @@ def _giga(multiply_adds: int) -> str:
 
 
 def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table, its first column to the left and the others to the right."""
-    rule = ["---", *("---:" for _ in header[1:])]
+    """A Markdown table, its names to the left and its numbers to the right."""
+    rule = ["---" if name in ("", "image", "method", "timm model") else "---:" for name in header]
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
