@@ -56,16 +56,6 @@ def test_epochs_and_repeats_are_augmented_differently() -> None:
     assert [key.sample for key in next(iter(first))] != [key.sample for key in next(iter(second))]
 
 
-def test_loading_does_not_disturb_the_other_draws() -> None:
-    states = []
-    for load in (False, True):
-        random.seed(1), np.random.seed(1), torch.manual_seed(1)
-        if load:
-            SeededDataset(Draws(), 5)[SampleKey(0, 0)]
-        states.append((random.random(), np.random.random(), torch.rand(()).item()))
-    assert states[0] == states[1]
-
-
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_ranks_share_the_global_batch(repeats: int) -> None:
     whole = list(ResumableBatchSampler(40, 12, seed=3, repeats=repeats))
