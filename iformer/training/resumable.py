@@ -49,7 +49,7 @@ def current_epoch(trainer: Trainer) -> int:
 
 
 def seed_from(*values: int) -> int:
-    """Seed Python's and NumPy's global generators with a hash of ``values`` (not negative); returns a seed for torch."""
+    """Seed Python and NumPy with a hash of ``values``, none negative; returns a seed for torch."""
     words = np.random.SeedSequence(values).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])  # timm draws from the global generator
