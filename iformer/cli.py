@@ -59,6 +59,33 @@ def demo(
         raise typer.Exit(130)
 
 
+RECIPE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=RECIPE)
+def fit(context: typer.Context) -> None:
+    """Train by a recipe: fit --config cifar10 [--resume] [--key value ...]; fit --help lists the keys."""
+    from iformer.training.launcher import run
+
+    run("fit", context.args)
+
+
+@app.command(context_settings=RECIPE)
+def validate(context: typer.Context) -> None:
+    """Evaluate on the validation images of a recipe: validate --config RECIPE [--resume | --ckpt_path FILE]."""
+    from iformer.training.launcher import run
+
+    run("validate", context.args)
+
+
+@app.command(context_settings=RECIPE)
+def test(context: typer.Context) -> None:
+    """Evaluate on the test images of a recipe: test --config RECIPE [--resume | --ckpt_path FILE]."""
+    from iformer.training.launcher import run
+
+    run("test", context.args)
+
+
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
