@@ -38,6 +38,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*Experiment logs directory.*")  # see keep_metrics
     name, arguments = resolve_recipes(arguments)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     _CLI(name, args=[verb, *arguments])
@@ -90,6 +91,8 @@ def explain(message: str, known: Sequence[str]) -> str:
         parts = {name.rpartition(".")[2]: name for name in names} | {name: name for name in names}
         near = difflib.get_close_matches(unknown[1], parts, n=1, cutoff=0.6)
         return f"unknown key {unknown[1]}{f', did you mean {parts[near[0]]}?' if near else ' (see --help)'}"
+    if missing := re.search(r"(?:No module named|has no attribute|Unexpected import path format)[^;]*", message):
+        return f"class_path: {missing[0]}"
     keys = re.findall(r'Parser key "([\w.]+)"', message)
     expected = re.search(r"Expected an? (?:<class '(\w+)'>|(.+?)(?:\. Got|;|$))", message)
     value = re.search(r"(?:Got|Given) value: (.*?)(?: - |$)", message)

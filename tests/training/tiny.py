@@ -63,7 +63,9 @@ class TinyData(lightning.LightningDataModule):
         if training:
             batches.start(*position(self.trainer))
         images = Images(self.length, len(self.class_names), training and self.augment)
-        return DataLoader(SeededDataset(images, run_seed()), batch_sampler=batches, num_workers=self.workers)
+        return DataLoader(
+            SeededDataset(images, run_seed()), batch_sampler=batches, num_workers=self.workers if training else 0
+        )
 
     def train_dataloader(self) -> DataLoader:
         return self.loader(True)
