@@ -1,4 +1,4 @@
-"""A naive iFormer: what the paper's text gives without a thought for speed or memory, for the benchmarks to compare with.
+"""A naive iFormer, written without a thought for speed or memory: what the benchmarks compare with.
 
 Eager, feature maps as contiguous NCHW in the mixer, a copy at each split of channels, the attention matrix built, every
 residual, scale and activation an operation of its own. Parameters have the names of the authors' release, so that
@@ -153,7 +153,9 @@ class NaiveIFormer(nn.Module):
         config = PRESETS[preset]
         dims, ramp = config["dims"], iter(config["attention_heads"])
         self.patch_embed = Stem(dims[0])
-        for stage, (depth, dim, num_heads) in enumerate(zip(config["depths"], dims, config["num_heads"], strict=True), 1):
+        for stage, (depth, dim, num_heads) in enumerate(
+            zip(config["depths"], dims, config["num_heads"], strict=True), 1
+        ):
             if stage > 1:
                 setattr(self, f"patch_embed{stage}", Downsample(dims[stage - 2], dim))
             side = img_size // 2 ** (stage + 1)

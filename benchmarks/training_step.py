@@ -2,8 +2,8 @@
 
 A step is forward, cross entropy, backward and AdamW. Both models carry the same weights and must give the same logits
 first. Speed: rounds in which each variant does one step, one after the other and in alternating order, so that whatever
-else the machine does hits all alike; medians are reported. Memory: each variant in a fresh process, the highest resident
-memory that two steps (the second has optimiser state) add to what imports, model and images take.
+else the machine does hits all alike; medians are reported. Memory: each variant in a fresh process, the highest
+resident memory that two steps (the second has optimiser state) add to what imports, model and images take.
 
     python -m benchmarks.training_step
 """
