@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from iformer.analysis import report
-from iformer.classification.data import FashionMNISTData
+from iformer.classification.fashion_mnist import FashionMNISTData
 from iformer.classification.task import ClassificationTask
 from iformer.models import checkpoint
 from iformer.training.callbacks import ImagesPerSecond, progress_bar

@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction of classifiers."""
+"""Training and evaluation of classifiers."""
 
 import csv
 import difflib
@@ -12,12 +12,11 @@ import lightning
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data import Mixup, create_transform, resolve_input_data_config
+from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from iformer.classification.data import read_image
 from iformer.models import checkpoint
 from iformer.training.optimization import AdamWCosine
 
@@ -221,31 +220,3 @@ def write_confusion(matrix: Tensor, names: Sequence[str], folder: Path) -> None:
         writer.writerow(["class", "images", "accuracy"])
         for i, (name, row) in enumerate(zip(names, counts, strict=True)):
             writer.writerow([name, sum(row), round(row[i] / sum(row), 4) if sum(row) else ""])
-
-
-@torch.inference_mode()
-def classify(model: Any, paths: Sequence[str | Path], top: int = 5) -> list[dict[str, Any]]:
-    """The most probable classes of image files, with the preprocessing that the model's configuration states.
-
-    Args:
-        model: A timm model in evaluation mode.
-        paths: Image files.
-        top: How many classes to name.
-
-    Returns:
-        For each file ``{"image": path, "classes": [{"name": ..., "probability": ...}, ...]}``, most probable first.
-    """
-    config = resolve_input_data_config(model)
-    transform = create_transform(**config, is_training=False)
-    names = model.pretrained_cfg.get("label_names")
-    results = []
-    for path in paths:
-        image = transform(read_image(path, channels=config["input_size"][0]))
-        probabilities = model(image[None]).softmax(-1)[0]
-        best = probabilities.topk(min(top, len(probabilities)))
-        classes = [
-            {"name": names[index] if names else f"class {index}", "probability": round(value, 4)}
-            for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        results.append({"image": str(path), "classes": classes})
-    return results
