@@ -45,26 +45,30 @@ def run(verb: str, arguments: Sequence[str]) -> None:
 
 
 def resolve_recipes(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The first recipe's name, and the arguments with the files of packaged recipes in the place of their names.
+    """The first recipe's name, and the arguments with packaged recipes' files for their names.
+
+    Recipes are put before everything else, so that other arguments change their settings wherever they stand.
 
     Raises:
         ValueError: There is neither such a file nor such a recipe.
     """
-    resolved, names, expected = [], [], False
-    for argument in arguments:
+    recipes, names, others = [], [], []
+    rest = iter(arguments)
+    for argument in rest:
         key, equals, value = argument.partition("=")
-        if expected or (equals and key in ("--config", "-c")):
-            value = argument if expected else value
-            path = Path(value)
-            if not path.is_file():
-                path = RECIPES / f"{value.removesuffix('.yaml')}.yaml"
-            if not path.is_file():
-                raise ValueError(_unknown_recipe(value))
-            names.append(str(path.relative_to(RECIPES).with_suffix("")) if RECIPES in path.parents else path.stem)
-            argument = str(path) if expected else f"{key}={path}"
-        expected = not expected and argument in ("--config", "-c")
-        resolved.append(argument)
-    return (names or ["run"])[0], resolved
+        if key not in ("--config", "-c"):
+            others.append(argument)
+            continue
+        if not equals:
+            value = next(rest, "")
+        path = Path(value)
+        if not path.is_file():
+            path = RECIPES / f"{value.removesuffix('.yaml')}.yaml"
+        if not path.is_file():
+            raise ValueError(_unknown_recipe(value))
+        names.append(str(path.relative_to(RECIPES).with_suffix("")) if RECIPES in path.parents else path.stem)
+        recipes.append(f"--config={path}")
+    return (names or ["run"])[0], [*recipes, *others]
 
 
 def _unknown_recipe(name: str) -> str:
@@ -91,7 +95,7 @@ def explain(message: str, known: Sequence[str]) -> str:
         parts = {name.rpartition(".")[2]: name for name in names} | {name: name for name in names}
         near = difflib.get_close_matches(unknown[1], parts, n=1, cutoff=0.6)
         return f"unknown key {unknown[1]}{f', did you mean {parts[near[0]]}?' if near else ' (see --help)'}"
-    if missing := re.search(r"(?:No module named|has no attribute|Unexpected import path format)[^;]*", message):
+    if missing := re.search(r"(?:No module named|has no attribute|Unexpected import path format).*?(?= - |$)", message):
         return f"class_path: {missing[0]}"
     keys = re.findall(r'Parser key "([\w.]+)"', message)
     expected = re.search(r"Expected an? (?:<class '(\w+)'>|(.+?)(?:\. Got|;|$))", message)
@@ -157,6 +161,18 @@ class _CLI(LightningCLI):
         except ArgumentError as error:
             known = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
             raise ValueError(explain(str(error), known)) from error
+
+    def instantiate_classes(self) -> None:
+        """As Lightning does.
+
+        Raises:
+            ValueError: What a class raised for its arguments, without jsonargparse's account of the types it tried.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            own = re.search(r"Errors:\s+- (.*?)\s+- Expected a", str(error), re.DOTALL)
+            raise ValueError(own[1] if own else str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has."""
