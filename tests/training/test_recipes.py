@@ -18,6 +18,7 @@ SMALL = [
     "--trainer.accelerator=cpu",
     "--trainer.precision=32-true",
     "--trainer.limit_val_batches=1",
+    "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
     "--data.init_args.batch_size=4",
 ]

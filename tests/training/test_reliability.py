@@ -1,7 +1,6 @@
 """What happens on real clusters: kills, full disks, SIGTERM, losses that are not finite."""
 
 import errno
-import multiprocessing
 import os
 import random
 import re
@@ -9,45 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from iformer import cli
 from iformer.classification.task import ClassificationTask
 from iformer.training import checkpoints
 from iformer.training.callbacks import NonFiniteLossError
 from iformer.training.launcher import run
+from tests.training.processes import start, wait_for
 from tests.training.tiny import recipe
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["iformer.training.launcher", "iformer.classification.task", "tests.training.tiny"])
-
-
-def fit(arguments: list[str], output: Path) -> None:
-    """``iformer fit`` at the head of its process group, with its standard error in a file."""
-    os.setsid()
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 2)
-    sys.argv = ["iformer", "fit", *arguments]
-    cli.main()
-
-
-def start(file: Path, *arguments: str) -> BaseProcess:
-    """``iformer fit`` in a process of its own, that has imported what it needs already."""
-    process = PROCESSES.Process(target=fit, args=(["--config", str(file), *arguments], file.with_name("stderr")))
-    process.start()
-    return process
-
-
-def wait_for(condition: Callable[[], object], process: BaseProcess) -> None:
-    """Until ``condition`` holds, or the process has ended."""
-    while not condition() and process.exitcode is None:
-        time.sleep(0.002)
 
 
 def weights(run_folder: Path) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import lightning
 import numpy as np
 import torch
 import yaml
+from lightning.pytorch.strategies import FSDPStrategy
 from torch.utils.data import DataLoader, Dataset
 
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
@@ -115,3 +116,26 @@ def recipe(folder: Path, **changes: object) -> Path:
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(settings))
     return file
+
+
+class FrozenBatchNorm(lightning.Callback):
+    """BatchNorm in evaluation mode, in which a batch's samples do not see each other."""
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object
+    ) -> None:
+        for module in pl_module.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+
+
+class KeepStatistics(lightning.Callback):
+    """Writes each rank's running statistics into the folder of the run."""
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        statistics = {name: value for name, value in pl_module.named_buffers() if "running" in name}
+        torch.save(statistics, Path(trainer.default_root_dir, f"statistics-{trainer.global_rank}.pt"))
+
+
+class CPUSharding(FSDPStrategy):
+    """FSDP, which Lightning offers on GPUs only (by the exact type of the strategy), over gloo."""
