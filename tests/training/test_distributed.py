@@ -39,11 +39,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return load_file(folder / "run" / "model.safetensors")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "tests.training.tiny.CPUSharding"])
+@pytest.mark.parametrize("strategy", ["ddp", {"class_path": "tests.training.tiny.CPUSharding"}], ids=["ddp", "fsdp"])
 def test_two_processes_train_to_the_weights_of_one(
-    strategy: str, alone: dict[str, torch.Tensor], tmp_path: Path
+    strategy: str | dict, alone: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    run_two(recipe(tmp_path, **SAMPLES_ONLY), f"--trainer.strategy={strategy}")
+    run_two(recipe(tmp_path, **SAMPLES_ONLY, trainer__strategy=strategy))
     together = load_file(tmp_path / "run" / "model.safetensors")
     assert together.keys() == alone.keys()
     for name, value in alone.items():

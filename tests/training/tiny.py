@@ -1,6 +1,7 @@
 """A small training run that draws random numbers wherever a real one does."""
 
 import random
+import unittest.mock
 from pathlib import Path
 
 import lightning
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch.strategies import FSDPStrategy
+from torch.distributed.fsdp._common_utils import _FSDPDeviceHandle
 from torch.utils.data import DataLoader, Dataset
 
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
@@ -138,4 +140,15 @@ class KeepStatistics(lightning.Callback):
 
 
 class CPUSharding(FSDPStrategy):
-    """FSDP, which Lightning offers on GPUs only (by the exact type of the strategy), over gloo."""
+    """FSDP over gloo. Lightning and torch offer it on accelerators only, by two checks that are circumvented here."""
+
+    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        def use_cpu(state, *_):  # type: ignore[no-untyped-def]
+            state._device_handle = _FSDPDeviceHandle(torch.device("cpu"), torch.cpu)
+            return state
+
+        with (
+            unittest.mock.patch("torch.distributed.fsdp._init_utils._init_device_handle", use_cpu),
+            unittest.mock.patch("torch.distributed.fsdp.fully_sharded_data_parallel._init_device_handle", use_cpu),
+        ):
+            return super()._setup_model(model)
