@@ -54,9 +54,13 @@ def test_batchnorm_statistics_are_shared_and_resumption_is_exact(tmp_path: Path)
     statistics = [{"class_path": "tests.training.tiny.KeepStatistics"}]
     (tmp_path / "resumed" / "run" / checkpoints.FOLDER).mkdir(parents=True)
     run_two(recipe(tmp_path, trainer__callbacks=statistics, checkpoint__keep=100), "--trainer.strategy=ddp")
-    first, second = (torch.load(tmp_path / "run" / f"statistics-{rank}.pt") for rank in range(2))
-    assert first
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    (own, own_after), (other, other_after) = (
+        [torch.load(tmp_path / "run" / f"{moment}-{rank}.pt") for moment in ("before", "after")] for rank in range(2)
+    )
+    assert any(not torch.equal(own[name], other[name]) for name in own)
+    for name, value in own_after.items():
+        assert torch.equal(value, other_after[name])
+        torch.testing.assert_close(value, (own[name] + other[name]) / 2)
 
     name = "step-000000012.ckpt"  # in the middle of the second epoch
     (tmp_path / "resumed" / "run" / checkpoints.FOLDER / name).symlink_to(tmp_path / "run" / checkpoints.FOLDER / name)

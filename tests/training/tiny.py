@@ -132,11 +132,18 @@ class FrozenBatchNorm(lightning.Callback):
 
 
 class KeepStatistics(lightning.Callback):
-    """Writes each rank's running statistics into the folder of the run."""
+    """Writes each rank's running statistics after the last batch, and before validation, into the run's folder."""
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        if trainer.is_last_batch:
+            self.keep(trainer, pl_module, "before")
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.keep(trainer, pl_module, "after")
+
+    def keep(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, moment: str) -> None:
         statistics = {name: value for name, value in pl_module.named_buffers() if "running" in name}
-        torch.save(statistics, Path(trainer.default_root_dir, f"statistics-{trainer.global_rank}.pt"))
+        torch.save(statistics, Path(trainer.default_root_dir, f"{moment}-{trainer.global_rank}.pt"))
 
 
 class CPUSharding(FSDPStrategy):
