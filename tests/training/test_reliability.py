@@ -182,3 +182,25 @@ def test_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
     saved = torch.load(checkpoints.newest(tmp_path / "run"))
     assert saved["global_step"] == 9
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_sigterm_waits_for_the_end_of_an_accumulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint would not hold the gradients of the batches before."""
+    step = ClassificationTask.training_step
+
+    def terminate_once(self: ClassificationTask, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> object:
+        if self.global_step == 4 and batch_idx == 3:  # the first of three
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    changes = {"trainer__accumulate_grad_batches": 3, "checkpoint__every_n_steps": None}
+    file = recipe(tmp_path, **changes)
+    monkeypatch.setattr(ClassificationTask, "training_step", terminate_once)
+    with pytest.raises(SystemExit):
+        run("fit", ["--config", str(file)])
+    monkeypatch.undo()
+    assert step_of(checkpoints.newest(tmp_path / "run")) == 5
+    run("fit", ["--config", str(file), "--resume"])
+    (tmp_path / "whole").mkdir()
+    run("fit", ["--config", str(recipe(tmp_path / "whole", **changes))])
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole" / "run"))
