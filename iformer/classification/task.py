@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from iformer.models import checkpoint
@@ -181,7 +181,7 @@ class ClassificationTask(lightning.LightningModule):
         self.optimization.update(scheduler, self.trainer)
 
 
-def create_model(name: str, num_classes: int, pretrained: bool | str, arguments: dict[str, Any]) -> nn.Module:
+def create_model(name: str, num_classes: int, pretrained: bool | str, arguments: dict[str, Any]) -> Any:
     """A timm model, see :class:`ClassificationTask` for arguments and errors."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)

@@ -1,6 +1,9 @@
 """``iformer fit | validate | test``: LightningCLI over recipes, whose class_path finds tasks and data."""
 
+import dataclasses
 import difflib
+import inspect
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -10,6 +13,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
+from jsonargparse._util import import_object
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -34,47 +38,81 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*Experiment logs directory.*")  # see keep_metrics
     name, arguments = resolve_recipes(arguments)
-    try:
-        _CLI(name, args=[verb, *arguments])
-    except ArgumentError as error:
-        raise ValueError(explain(str(error), arguments)) from error
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    _CLI(name, args=[verb, *arguments])
 
 
 def resolve_recipes(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The first recipe's name, and the arguments with the files of packaged recipes in the place of their names.
+    """The first recipe's name, and the arguments with packaged recipes' files for their names.
+
+    Recipes are put before everything else, so that other arguments change their settings wherever they stand.
 
     Raises:
         ValueError: There is neither such a file nor such a recipe.
     """
-    resolved, names, expected = [], [], False
-    for argument in arguments:
+    recipes, names, others = [], [], []
+    rest = iter(arguments)
+    for argument in rest:
         key, equals, value = argument.partition("=")
-        if expected or (equals and key in ("--config", "-c")):
-            value = argument if expected else value
-            path = Path(value)
-            if not path.is_file():
-                path = RECIPES / f"{value.removesuffix('.yaml')}.yaml"
-            if not path.is_file():
-                raise ValueError(_unknown_recipe(value))
-            names.append(str(path.relative_to(RECIPES).with_suffix("")) if RECIPES in path.parents else path.stem)
-            argument = str(path) if expected else f"{key}={path}"
-        expected = not expected and argument in ("--config", "-c")
-        resolved.append(argument)
-    return (names or ["run"])[0], resolved
+        if key not in ("--config", "-c"):
+            others.append(argument)
+            continue
+        if not equals:
+            value = next(rest, "")
+        path = Path(value)
+        if not path.is_file():
+            path = RECIPES / f"{value.removesuffix('.yaml')}.yaml"
+        if not path.is_file():
+            raise ValueError(_unknown_recipe(value))
+        names.append(str(path.relative_to(RECIPES).with_suffix("")) if RECIPES in path.parents else path.stem)
+        recipes.append(f"--config={path}")
+    return (names or ["run"])[0], [*recipes, *others]
 
 
 def _unknown_recipe(name: str) -> str:
     known = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-    return f"--config {name}: no such file or recipe; did you mean {' or '.join(near)}?"
+    return f"--config {name}: no such file or recipe; expected a YAML file or one of {', '.join(near)}"
 
 
-def explain(message: str, arguments: Sequence[str]) -> str:
-    """What jsonargparse says in many lines, in one that ends with the nearest right key where a key is wrong."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    summary = re.sub(r"\s+", " ", "; ".join(lines))
-    return summary
+def explain(message: str, known: Sequence[str]) -> str:
+    """What jsonargparse says in many lines, in one: the key and what is wrong with it.
+
+    Args:
+        message: jsonargparse's.
+        known: Keys that exist outside of the classes that ``message`` names.
+    """
+    message = re.sub(r"\s+", " ", message)
+    unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: )(?:--)?([\w.+-]+)", message)
+    if unknown:
+        names = [
+            *known,
+            *(name for path in re.findall(r"class_path '([\w.]+)'", message) for name in _parameters(path)),
+        ]
+        # By its last part too: a nested class is not told where it stands.
+        parts = {name.rpartition(".")[2]: name for name in names} | {name: name for name in names}
+        near = difflib.get_close_matches(unknown[1], parts, n=1, cutoff=0.6)
+        return f"unknown key {unknown[1]}{f', did you mean {parts[near[0]]}?' if near else ' (see --help)'}"
+    if missing := re.search(r"(?:No module named|has no attribute|Unexpected import path format).*?(?= - |$)", message):
+        return f"class_path: {missing[0]}"
+    keys = re.findall(r'Parser key "([\w.]+)"', message)
+    expected = re.search(r"Expected an? (?:<class '(\w+)'>|(.+?)(?:\. Got|;|$))", message)
+    value = re.search(r"(?:Got|Given) value: (.*?)(?: - |$)", message)
+    if keys and expected and value:
+        return f"{'.'.join(dict.fromkeys(keys))}: expected {expected[1] or expected[2]}, got {value[1][:80]}"
+    return message if len(message) < 400 else f"{message[:400]}..."
+
+
+def _parameters(path: str) -> list[str]:
+    """Arguments of the class or function ``path``, and the fields of those that are data classes."""
+    names = []
+    for name, parameter in inspect.signature(import_object(path)).parameters.items():
+        names.append(name)
+        if dataclasses.is_dataclass(parameter.annotation):
+            names += [f"{name}.{field.name}" for field in dataclasses.fields(parameter.annotation)]
+    return names
 
 
 class _CLI(LightningCLI):
@@ -82,6 +120,7 @@ class _CLI(LightningCLI):
 
     def __init__(self, recipe: str, args: list[str]) -> None:
         self.recipe = recipe
+        strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -97,7 +136,7 @@ class _CLI(LightningCLI):
                 "enable_model_summary": False,
                 "log_every_n_steps": 10,
             },
-            parser_kwargs={"exit_on_error": False, **{verb: {"exit_on_error": False} for verb in self.subcommands()}},
+            parser_kwargs={**strict, **dict.fromkeys(self.subcommands(), strict)},
             args=args,
         )
 
@@ -112,8 +151,28 @@ class _CLI(LightningCLI):
         parser.add_argument("--resume", action="store_true", help="Take the newest checkpoint of the run's folder.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Without Lightning's warning that the arguments are not taken from sys.argv."""
-        self.config = parser.parse_args(args)
+        """As Lightning does, but without a warning that the arguments are not those of sys.argv.
+
+        Raises:
+            ValueError: An argument, or a key of the recipe, is wrong.
+        """
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            known = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
+            raise ValueError(explain(str(error), known)) from error
+
+    def instantiate_classes(self) -> None:
+        """As Lightning does.
+
+        Raises:
+            ValueError: What a class raised for its arguments, without jsonargparse's account of the types it tried.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            own = re.search(r"Errors:\s+- (.*?)\s+- Expected a", str(error), re.DOTALL)
+            raise ValueError(own[1] if own else str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has."""
@@ -123,7 +182,7 @@ class _CLI(LightningCLI):
         if logger is None or logger is True:
             kwargs["logger"] = [type_(self.run_folder, name="", version="") for type_ in (CSVLogger, TensorBoardLogger)]
         self.trainer_defaults["callbacks"] = [
-            progress_bar(),
+            *([progress_bar()] if config.trainer.enable_progress_bar is not False else []),
             SeededSteps(),
             ImagesPerSecond(),
             TrainingHealth(),
