@@ -43,14 +43,15 @@ def decode_image(file: IO[bytes], name: str | Path, channels: int = 3) -> Image.
     mode = {1: "L", 3: "RGB"}[channels]
     try:
         with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            image.load()
+            opened.load()
+            ImageOps.exif_transpose(opened, in_place=True)  # most are upright already and need no copy
     except UnidentifiedImageError:
         raise UnreadableImageError(f"{name}: not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(f"{name}: unreadable image ({error})") from None
+    image: Image.Image = opened
     if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip instead of scale
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)

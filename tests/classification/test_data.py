@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,12 @@ def opened(stage: str | None = None, **arguments: Any) -> ImageData:
 
 def batches(loader: Any) -> tuple[Tensor, Tensor]:
     """All batches of a loader in one."""
-    images, labels = zip(*loader, strict=True)
+    iterator = iter(loader)
+    try:
+        images, labels = zip(*iterator, strict=True)
+    finally:
+        if loader.num_workers and sys.exc_info()[0]:
+            iterator._shutdown_workers()  # torch, left alone with a traceback, waits five seconds for each
     return torch.cat(images), torch.cat(labels)
 
 
@@ -413,6 +419,7 @@ class TestAugmentation:
             assert torch.equal(labels, other_labels)
             for loader in loaders:
                 loader.batch_sampler.set_epoch(1)
+        loaders[1]._iterator._shutdown_workers()
 
     def test_epochs_differ(self, noise: str) -> None:
         loader = opened(root=noise, **self.RECIPE).train_dataloader()
