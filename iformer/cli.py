@@ -62,25 +62,60 @@ def demo(
         raise typer.Exit(130)
 
 
+RECIPE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=RECIPE)
+def fit(context: typer.Context) -> None:
+    """Train by a recipe: fit --config cifar10 [--resume] [--key value ...]; fit --help lists the keys."""
+    from iformer.training.launcher import run
+
+    run("fit", context.args)
+
+
+@app.command(context_settings=RECIPE)
+def validate(context: typer.Context) -> None:
+    """Evaluate on the validation images of a recipe: validate --config RECIPE [--resume | --ckpt_path FILE]."""
+    from iformer.training.launcher import run
+
+    run("validate", context.args)
+
+
+@app.command(context_settings=RECIPE)
+def test(context: typer.Context) -> None:
+    """Evaluate on the test images of a recipe: test --config RECIPE [--resume | --ckpt_path FILE]."""
+    from iformer.training.launcher import run
+
+    run("test", context.args)
+
+
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files, folders of them.")],
     checkpoint: Annotated[Path, typer.Option(help="Folder of a trained model.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Print the most probable classes of images."""
-    from iformer.classification.task import classify
+    """Print the most probable classes of images; unreadable files in folders are reported and passed over."""
+    from iformer.classification.predict import classify, find_images
     from iformer.models.checkpoint import load
 
-    results = classify(load(checkpoint), images, top)
+    files = find_images(images)
+    results = classify(load(checkpoint), files, top, batch_size)
+    unreadable = [result for result in results if "error" in result]
     if as_json:
         print(json.dumps(results, indent=2))
-        return
-    for result in results:
-        print(result["image"])
-        for entry in result["classes"]:
-            print(f"  {entry['probability']:7.2%}  {entry['name']}")
+    else:
+        for result in results:
+            if "error" not in result:
+                print(result["image"])
+                for entry in result["classes"]:
+                    print(f"  {entry['probability']:7.2%}  {entry['name']}")
+    for result in unreadable:
+        print(f"iformer: error: {result['error']}", file=sys.stderr)
+    if len(unreadable) == len(results) or any(Path(result["image"]) in images for result in unreadable):
+        raise typer.Exit(2)
 
 
 @app.command()

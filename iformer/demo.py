@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from iformer.analysis import report
-from iformer.classification.data import FashionMNISTData
+from iformer.classification.fashion_mnist import FashionMNISTData
 from iformer.classification.task import ClassificationTask
 from iformer.models import checkpoint
 from iformer.training.callbacks import ImagesPerSecond, progress_bar
+from iformer.training.optimization import AdamWCosine
 
 MODEL = "iformer_nano"
 
@@ -50,8 +50,14 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
     _quieten()
     lightning.seed_everything(seed, verbose=False)
     data = FashionMNISTData(data_dir, limit=limit)
-    model = timm.create_model(MODEL, in_chans=1, num_classes=len(data.class_names), img_size=28)
-    task = ClassificationTask(model, len(data.class_names), lr=3e-3, warmup=0.1, label_smoothing=0.0)
+    task = ClassificationTask(
+        MODEL,
+        num_classes=len(data.class_names),
+        model_args={"in_chans": 1, "img_size": 28},
+        label_smoothing=0.0,
+        optimization=AdamWCosine(3e-3, min_lr=3e-5, base_batch=None, warmup_epochs=0.1 * epochs, per="step"),
+    )
+    model = task.model
     rate = ImagesPerSecond()
     trainer = lightning.Trainer(
         max_epochs=epochs,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iformer.classification import data
+from iformer.classification import fashion_mnist
 
 
 @pytest.fixture
@@ -31,5 +31,5 @@ def small_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         }
         for name, content in contents.items():
             (folder / name).write_bytes(gzip.compress(content))
-            monkeypatch.setitem(data.FASHION_MNIST, name, hashlib.sha256(content).hexdigest())
+            monkeypatch.setitem(fashion_mnist.FASHION_MNIST, name, hashlib.sha256(content).hexdigest())
     return folder

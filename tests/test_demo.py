@@ -59,11 +59,12 @@ def test_demo_learns_reports_and_predicts(
 
 def test_ctrl_c_keeps_what_there_is(small_fashion_mnist: Path, tmp_path: Path) -> None:
     script = (
-        "import json, sys; from pathlib import Path; from iformer import demo; from iformer.classification import data;"
-        "data.FASHION_MNIST.update(json.loads(sys.argv[1]));"
+        "import json, sys; from pathlib import Path; from iformer import demo;"
+        "from iformer.classification import fashion_mnist;"
+        "fashion_mnist.FASHION_MNIST.update(json.loads(sys.argv[1]));"
         "print(demo.run(Path(sys.argv[2]), Path(sys.argv[3]), epochs=10**6)['completed'])"
     )
-    from iformer.classification.data import FASHION_MNIST
+    from iformer.classification.fashion_mnist import FASHION_MNIST
 
     output = tmp_path / "run"
     arguments = [sys.executable, "-c", script, json.dumps(FASHION_MNIST), str(output), str(small_fashion_mnist)]

@@ -1,224 +1,338 @@
-"""Images for classification: reading files, and Fashion-MNIST for the demo."""
+"""The datamodule of classification: images through timm's readers, augmentation, loaders."""
 
-import gzip
-import hashlib
-import shutil
-import socket
-import subprocess
-import tempfile
-import zlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import lightning
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
-from torchvision.datasets import FashionMNIST
-from torchvision.datasets.utils import download_url
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.layers import to_2tuple
+from torch.utils.data import DataLoader
+from torchvision import transforms
 
-# SHA-256 of each file's content (the mirrors and Debian compress the same content differently).
-FASHION_MNIST = {
-    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
-DEBIAN_PACKAGE = "dataset-fashion-mnist"
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-
-
-def read_image(path: str | Path, channels: int = 3) -> Image.Image:
-    """Read an image file upright, as RGB (``channels=3``) or greyscale (``channels=1``).
-
-    Greyscale, palette, CMYK, transparent and 16-bit files are converted; transparency is laid on white.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no image, or is cut off.
-    """
-    mode = {1: "L", 3: "RGB"}[channels]
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image that Pillow can read") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: unreadable image ({error})") from None
-    if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip instead of scale
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert(mode)
+from iformer.classification.sources import (
+    SPLITS,
+    LabelledImages,
+    ShardedImages,
+    Tolerance,
+    Transform,
+    available_splits,
+    choose_split,
+    labels_of,
+    open_split,
+)
+from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
 
 
-class FashionMNISTData(lightning.LightningDataModule):
-    """Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist): 28x28 greyscale, 10 classes.
+class ImageData(lightning.LightningDataModule):
+    """Labelled images from class folders, tar files, Hugging Face datasets or WebDataset shards.
 
-    Batches are ``(N, 1, 28, 28)`` normalised float32 images and ``(N,)`` labels. The whole set is kept in memory as
-    bytes, and shifts and flips are drawn for a whole batch at once: on a laptop that costs next to nothing.
+    Batches are ``(N, C, H, W)`` normalised float32 images and ``(N,)`` labels. Mixup and CutMix, which mix a batch,
+    are the task's. Where a split is not named, the usual names are looked for (train, val, test and the like). Without
+    a validation split, a share of each class of the training images is kept apart, always the same; without a test
+    split, the test is done on the validation images, as is the custom on ImageNet.
+
+    Order and augmentation of an image depend on the run's seed, the epoch and the image, not on the number of workers,
+    and training goes on in the middle of an epoch. Not so with WebDataset shards, which can only be read from the
+    front: there an interrupted epoch starts again, and order and augmentation depend on the number of workers too.
 
     Args:
-        data_dir: Where the four files are; they are fetched there if they are not.
-        batch_size: Images in a batch.
-        shift: Training images move by up to so many pixels; worth it in runs of many epochs.
-        limit: Use only so many training and so many test images.
-    """
+        root: Folder of the splits' folders or tar files, which hold a folder for each class; or a folder of class
+            folders or one tar file, for all splits; the folder of shards; or the cache of Hugging Face datasets.
+        reader: '' for folders and tar files, 'wds' for WebDataset shards, 'hfds/NAME' for the Hugging Face dataset NAME
+            (also a local folder).
+        train_split: Name of the training split. For shards: one that ``_info.json`` beside them describes, or their
+            names and the number of samples, such as ``train-{0000..0127}.tar|1281167``.
+        val_split: Name of the validation split.
+        test_split: Name of the test split.
+        val_share: Share of the training images for validation where there is no such split.
+        class_file: Text file with a class name a line, in the order of the labels. Needed for shards, which do not name
+            their classes; other sources must have just these classes.
+        image_size: Height and width in pixels, one number for both.
+        in_chans: 3 for RGB, 1 for greyscale.
+        mean: Per channel, of pixels from 0 to 1, for normalisation.
+        std: Per channel.
+        interpolation: For evaluation (and for training where ``train_interpolation`` is None): bicubic, bilinear...
+        crop_pct: In evaluation, the side of the central crop over the side that the image is resized to.
+        crop_mode: In evaluation; timm's: center, squash or border.
+        batch_size: Images of a training batch, on each device.
+        eval_batch_size: Images of an evaluation batch, on each device; None for ``batch_size``.
+        num_workers: Processes that load images, for each device.
+        pin_memory: Load into page-locked memory, where there is a GPU.
+        scale: Random resized crop: share of the image's area.
+        ratio: Random resized crop: width over height.
+        crop_padding: If not 0, pad by so many pixels and cut a random window instead of a random resized crop.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        color_jitter: Strength of brightness, contrast and saturation changes, where there is no ``auto_augment``.
+        auto_augment: timm's policy, such as ``rand-m9-mstd0.5-inc1``; None for none.
+        train_interpolation: Interpolation of the random resized crop; random for bilinear or bicubic.
+        random_erasing: Probability of erasing a rectangle.
+        erasing_mode: What to fill it with: pixel (noise), rand (one colour) or const (the mean).
+        repeats: Repeated augmentation: copies of an image in the same global batch.
+        on_error: What to do about an unreadable image: raise, or skip, which counts it, warns and takes the next one.
+        max_error_share: Give up where more than this share of the images was unreadable.
 
-    class_names = tuple(FashionMNIST.classes)
-    mean, std = 0.2860, 0.3530
-    validation_images = 3000
+    Raises:
+        ValueError: An argument is out of range. :meth:`setup` raises it where the images are not as described.
+    """
 
     def __init__(
         self,
-        data_dir: str | Path = "data/fashion_mnist",
+        root: str = "",
+        reader: str = "",
+        train_split: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
+        val_share: float = 0.1,
+        class_file: str | None = None,
+        image_size: int | tuple[int, int] = 224,
+        in_chans: Literal[1, 3] = 3,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        interpolation: str = "bicubic",
+        crop_pct: float = 0.9,
+        crop_mode: Literal["center", "squash", "border"] = "center",
         batch_size: int = 128,
-        shift: int = 0,
-        limit: int | None = None,
+        eval_batch_size: int | None = None,
+        num_workers: int = 4,
+        pin_memory: bool = True,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        crop_padding: int = 0,
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        color_jitter: float = 0.0,
+        auto_augment: str | None = None,
+        train_interpolation: str | None = "random",
+        random_erasing: float = 0.0,
+        erasing_mode: Literal["pixel", "rand", "const"] = "pixel",
+        repeats: int = 1,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_error_share: float = 0.01,
     ) -> None:
         super().__init__()
-        self.data_dir = Path(data_dir)
+        self.save_hyperparameters(logger=False)
+        self.settings: Any = self.hparams
+        self.class_names: tuple[str, ...] = ()
         self.batch_size = batch_size
-        self.shift = shift
-        self.limit = limit
+        # Of each kind of split: the reader, the labels of all that it reads, and the indices to use.
+        self._parts: dict[str, tuple[Any, list[int], list[int]]] = {}
+        _require_in_range(self.settings)
 
-    def prepare_data(self) -> None:
-        """Fetch the files, see :func:`fetch_fashion_mnist`."""
-        fetch_fashion_mnist(self.data_dir)
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, once :meth:`setup` has been called."""
+        return len(self.class_names)
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How a trained model is to preprocess images, as timm's ``pretrained_cfg`` calls it."""
+        config = {name: self.settings[name] for name in ("interpolation", "crop_pct", "crop_mode")}
+        return {
+            "input_size": self._input_size(),
+            "mean": tuple(self.settings.mean),
+            "std": tuple(self.settings.std),
+            **config,
+        }
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the files; the last training images are kept apart for validation."""
-        images, labels = self._read("train")
-        validation = min(self.validation_images, len(labels) // 5)
-        self.train = images[:-validation], labels[:-validation]
-        self.validation = images[-validation:], labels[-validation:]
-        self.test = self._read("t10k")
+        """Open the splits that ``stage`` (fit, validate, test; None for all) needs, and check their classes.
 
-    def _read(self, split: str) -> tuple[Tensor, Tensor]:
-        """``(N, 1, 28, 28)`` uint8 images and ``(N,)`` labels."""
-        images = np.frombuffer(_content(self.data_dir / f"{split}-images-idx3-ubyte.gz"), np.uint8, offset=16)
-        labels = np.frombuffer(_content(self.data_dir / f"{split}-labels-idx1-ubyte.gz"), np.uint8, offset=8)
-        return torch.tensor(images).view(-1, 1, 28, 28)[: self.limit], torch.tensor(labels)[: self.limit].long()
+        Raises:
+            FileNotFoundError: There is no such folder or file.
+            ValueError: A split is missing, a class is empty, or splits differ in their classes; says which.
+        """
+        root, reader = self.settings.root, self.settings.reader
+        wanted = {"train": self.settings.train_split, "val": self.settings.val_split, "test": self.settings.test_split}
+        names = {kind: choose_split(root, reader, kind, name) for kind, name in wanted.items()}
+        self.class_names = _read_class_file(self.settings.class_file)
+        self._parts = {}
+        whole = not any(names.values())  # then all that root holds is for training, and a share of it for validation
+        if names["train"] or whole:
+            # Also for evaluation, since these are the classes that the model knows.
+            self._open("train", names["train"])
+        elif stage in (None, "fit"):
+            there = ", ".join(available_splits(root, reader))
+            raise ValueError(f"{root}: no training split ({' or '.join(SPLITS['train'])}), there are: {there}")
+        for kind in ("val", "test"):
+            if names[kind]:
+                self._open(kind, names[kind])
+        if "val" not in self._parts and "train" in self._parts:
+            self._keep_apart()
+        self._parts.setdefault("test", self._parts.get("val") or self._parts["test"])
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """Bytes to normalised float32."""
-        return (images.float() / 255 - self.mean) / self.std
+    def _open(self, kind: str, name: str | None) -> None:
+        """Open a split; the first one opened settles the classes, unless a file has."""
+        reader, classes = open_split(self.settings.root, self.settings.reader, name)
+        place = f"{self.settings.root or self.settings.reader}{f', split {name}' if name else ''}"
+        ordered = sorted(classes, key=classes.__getitem__)
+        self.class_names = self.class_names or tuple(ordered)
+        if len(self.class_names) < 2:
+            hint = " (shards do not name their classes, class_file must)" if self.settings.reader == "wds" else ""
+            raise ValueError(f"{place}: {len(self.class_names)} class{hint}, expected two at least")
+        if unknown := [name for name in ordered if name not in self.class_names]:
+            known = self.settings.class_file or "the training images"
+            raise ValueError(f"{place}: {_some(unknown)} not among the {self.num_classes} classes of {known}")
+        if self.settings.reader == "wds":
+            self._parts[kind] = reader, [], []
+            return
+        if self.settings.class_file and kind == "train" and (empty := set(self.class_names) - set(ordered)):
+            raise ValueError(f"{self.settings.class_file}: {_some(sorted(empty))} without images in {place}")
+        new = {classes[name]: self.class_names.index(name) for name in ordered}
+        labels = [new.get(label, -1) for label in labels_of(reader)]
+        if -1 in labels:
+            raise ValueError(f"{place}: image {labels.index(-1)} has no label")
+        self._parts[kind] = reader, labels, list(range(len(labels)))
 
-    def _loader(self, data: tuple[Tensor, Tensor], training: bool) -> DataLoader:
-        batches = _Batches(*data, self, augment=training)
-        order: Sampler[int] = RandomSampler(data[1]) if training else SequentialSampler(data[1])
-        drop_last = training and len(data[1]) >= self.batch_size
-        # batch_size=None: the sampler hands over a batch of indices, and the dataset returns the batch as one.
-        return DataLoader(batches, sampler=BatchSampler(order, self.batch_size, drop_last), batch_size=None)
+    def _keep_apart(self) -> None:
+        """Take a share of each class of the training images for validation, whatever the seed of the run."""
+        if self.settings.reader == "wds":
+            raise ValueError(f"{self.settings.root}: no validation split, and shards cannot be divided; name val_split")
+        reader, labels, _ = self._parts["train"]
+        order = np.random.default_rng(0).permutation(len(labels))
+        apart: list[int] = []
+        for label in range(self.num_classes):
+            images = order[np.asarray(labels)[order] == label].tolist()
+            # One at least, but never the only one.
+            apart += images[: min(max(1, round(self.settings.val_share * len(images))), len(images) - 1)]
+        self._parts["val"] = reader, labels, sorted(apart)
+        self._parts["train"] = reader, labels, sorted(set(range(len(labels))) - set(apart))
+
+    def train_transform(self) -> transforms.Compose:
+        """Augmentation and normalisation: image to ``(C, H, W)``."""
+        settings = self.settings
+        color_jitter: Any = settings.color_jitter or None
+        transform = create_transform(
+            self._input_size(),
+            is_training=True,
+            scale=settings.scale,
+            ratio=settings.ratio,
+            hflip=settings.hflip,
+            vflip=settings.vflip,
+            color_jitter=color_jitter,
+            auto_augment=settings.auto_augment,
+            interpolation=settings.train_interpolation or settings.interpolation,
+            mean=tuple(settings.mean),
+            std=tuple(settings.std),
+            re_prob=settings.random_erasing,
+            re_mode=settings.erasing_mode,
+        )
+        if settings.crop_padding:
+            size = self._input_size()[1:]
+            resize = transforms.Resize(size, transforms.InterpolationMode(settings.interpolation))
+            # timm's first is the random resized crop.
+            transform.transforms[:1] = [resize, transforms.RandomCrop(size, settings.crop_padding)]
+        return transform
+
+    def eval_transform(self) -> transforms.Compose:
+        """Resizing, central crop and normalisation: image to ``(C, H, W)``."""
+        return create_transform(
+            self._input_size(),
+            interpolation=self.settings.interpolation,
+            mean=tuple(self.settings.mean),
+            std=tuple(self.settings.std),
+            crop_pct=self.settings.crop_pct,
+            crop_mode=self.settings.crop_mode,
+        )
+
+    def _input_size(self) -> tuple[int, int, int]:
+        return self.settings.in_chans, *to_2tuple(self.settings.image_size)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented batches."""
-        return self._loader(self.train, training=True)
+        """Shuffled, augmented batches; from where the trainer stands."""
+        trainer: Any = self.trainer
+        epoch, batch = position(trainer) if trainer else (0, 0)
+        return self._loader("train", self.train_transform(), self.settings.batch_size, epoch, batch)
 
     def val_dataloader(self) -> DataLoader:
-        """Batches of the images kept apart."""
-        return self._loader(self.validation, training=False)
+        """Every validation image once."""
+        return self._loader("val", self.eval_transform(), self.settings.eval_batch_size or self.settings.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        """Batches of the 10,000 test images."""
-        return self._loader(self.test, training=False)
+        """Every test image once."""
+        return self._loader("test", self.eval_transform(), self.settings.eval_batch_size or self.settings.batch_size)
+
+    def _loader(self, kind: str, transform: Transform, batch_size: int, epoch: int = 0, batch: int = 0) -> DataLoader:
+        settings, seed = self.settings, run_seed()
+        reader, labels, indices = self._parts[kind]
+        streamed, training = settings.reader == "wds", kind == "train"
+        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        length = reader.num_samples if streamed else len(indices)
+        tolerance = Tolerance(settings.on_error == "skip", settings.max_error_share, length)
+        options: dict[str, Any] = {
+            "num_workers": settings.num_workers,
+            "pin_memory": settings.pin_memory and torch.cuda.is_available(),
+            "persistent_workers": settings.num_workers > 0,
+        }
+        if streamed:
+            batches = length // (batch_size * ranks[1]) if training else None
+            images = ShardedImages(
+                reader, self.num_classes, transform, settings.in_chans, tolerance, batches, batch_size, seed, *ranks
+            )
+            return ShardLoader(images, batch_size=batch_size, epoch=epoch, **options)
+        dataset = LabelledImages(reader, labels, indices, transform, settings.in_chans, tolerance)
+        sampler = ResumableBatchSampler(
+            length,
+            batch_size,
+            seed,
+            *ranks,
+            shuffle=training,
+            drop_last=training,
+            repeats=settings.repeats if training else 1,
+        )
+        sampler.start(epoch, batch)
+        return DataLoader(SeededDataset(dataset, seed), batch_sampler=sampler, **options)
 
 
-class _Batches(Dataset):
-    """Images in memory, indexed by lists of indices."""
+class ShardLoader(DataLoader):
+    """A loader of :class:`ShardedImages` that counts epochs: it has no sampler to which Lightning could name them."""
 
-    def __init__(self, images: Tensor, labels: Tensor, data: FashionMNISTData, augment: bool) -> None:
-        self.images, self.labels, self.data, self.augment = images, labels, data, augment
+    def __init__(self, dataset: ShardedImages, epoch: int = 0, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.next_epoch = epoch
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        images = self.images[indices]
-        if self.augment:
-            images = shift_and_flip(images, self.data.shift)
-        return self.data.normalize(images), self.labels[indices]
-
-
-def shift_and_flip(images: Tensor, pixels: int) -> Tensor:
-    """Move each image of a batch ``(N, C, H, W)`` by up to ``pixels`` and mirror half of them."""
-    n, _, height, width = images.shape
-    padded = F.pad(images, [pixels] * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    dy, dx = torch.randint(2 * pixels + 1, (2, n))
-    shifted = windows[torch.arange(n), :, dy, dx]
-    mirror = torch.rand(n, 1, 1, 1) < 0.5
-    return torch.where(mirror, shifted.flip(3), shifted)
+    def __iter__(self) -> Any:
+        dataset: Any = self.dataset
+        dataset.epoch.value = self.next_epoch
+        self.next_epoch += 1
+        return super().__iter__()
 
 
-def fetch_fashion_mnist(folder: Path) -> None:
-    """Put the four files of Fashion-MNIST into ``folder``, unless they are there.
-
-    Tries torchvision's mirrors, then the package of Debian and Ubuntu, which is downloaded and unpacked, not installed.
-
-    Raises:
-        ConnectionError: Neither could be reached; says what else to do.
-    """
-    if all((folder / name).exists() for name in FASHION_MNIST):
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    problems = []
-    # Files are complete and verified before they appear in the folder, whatever interrupts this.
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        for number, source in enumerate((_from_mirror, _from_debian_package)):
-            try:
-                found = source(Path(temporary, str(number)))
-                for name in FASHION_MNIST:
-                    _content(found / name)
-            except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-                problems.append(str(error).splitlines()[0])
-                continue
-            for name in FASHION_MNIST:
-                (found / name).replace(folder / name)
-            return
-    raise ConnectionError(
-        f"Fashion-MNIST could not be fetched ({'; '.join(problems)}). "
-        f"Put {', '.join(FASHION_MNIST)} into a folder and name it with --data-dir"
-    )
+def _require_in_range(settings: Any) -> None:
+    """Raise ValueError, naming the argument, where a value makes no sense."""
+    for name in ("hflip", "vflip", "random_erasing", "max_error_share"):
+        if not 0 <= settings[name] <= 1:
+            raise ValueError(f"{name} is {settings[name]}, expected 0 to 1")
+    if not 0 < settings.val_share < 1:
+        raise ValueError(f"val_share is {settings.val_share}, expected more than 0 and less than 1")
+    for name in ("batch_size", "repeats"):
+        if settings[name] < 1:
+            raise ValueError(f"{name} is {settings[name]}, expected 1 or more")
+    for name in ("mean", "std"):
+        if len(settings[name]) != settings.in_chans:
+            raise ValueError(
+                f"{name} has {len(settings[name])} values, expected one for each of {settings.in_chans} channels"
+            )
+    if settings.reader not in ("", "wds") and not re.match("hfds/.", settings.reader):
+        raise ValueError(f"reader is {settings.reader!r}, expected '' (folders and tar files), 'wds' or 'hfds/NAME'")
+    if settings.repeats > 1 and settings.reader == "wds":
+        raise ValueError("repeats needs images that can be read in any order, which WebDataset shards cannot")
 
 
-def _content(path: Path) -> bytes:
-    """What a file of Fashion-MNIST holds, verified."""
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        content = b""
-    if hashlib.sha256(content).hexdigest() != FASHION_MNIST[path.name]:
-        raise ValueError(f"{path}: damaged (wrong checksum); delete it to have it fetched again")
-    return content
+def _read_class_file(path: str | None) -> tuple[str, ...]:
+    """The class names in a file, one a line."""
+    if path is None:
+        return ()
+    names = tuple(line.strip() for line in Path(path).read_text().splitlines() if line.strip())
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"{path}: {len(names)} class names, {len(set(names))} of them different; expected one a line")
+    return names
 
 
-def _from_mirror(folder: Path) -> Path:
-    """Download from the address that torchvision knows."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # seconds without an answer, or a firewall that swallows packets would hold us forever
-    try:
-        for name, md5 in FashionMNIST.resources:
-            download_url(f"{FashionMNIST.mirrors[0]}{name}", folder, name, md5)
-    finally:
-        socket.setdefaulttimeout(timeout)
-    return folder
-
-
-def _from_debian_package(folder: Path) -> Path:
-    """Take the distribution's package from the system if it is installed, or unpack its archive. Needs no root."""
-    if DEBIAN_FOLDER.is_dir():
-        return Path(shutil.copytree(DEBIAN_FOLDER, folder))
-    if shutil.which("apt-get") is None:
-        raise OSError("no apt-get here for the package of Debian and Ubuntu")
-    lists = folder / "lists"
-    (lists / "partial").mkdir(parents=True)
-    # Package lists of our own: those of the system may be missing or old, and only root may renew them.
-    apt = ["apt-get", "--quiet", "-o", f"Dir::State::Lists={lists.resolve()}", "-o", f"Dir::Cache={folder.resolve()}"]
-    for command in ([*apt, "update"], [*apt, "download", DEBIAN_PACKAGE]):
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
-    package = next(folder.glob(f"{DEBIAN_PACKAGE}*.deb"))
-    subprocess.run(["dpkg-deb", "--extract", package, folder], check=True, capture_output=True)
-    return folder / DEBIAN_FOLDER.relative_to("/")
+def _some(names: Sequence[str]) -> str:
+    """The first few names."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

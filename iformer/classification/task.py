@@ -1,106 +1,222 @@
-"""Training, evaluation and prediction of classifiers."""
+"""Training and evaluation of classifiers."""
 
+import csv
+import difflib
+import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
+import timm
 import torch
 import torch.nn.functional as F
-from timm.data import create_transform, resolve_input_data_config
-from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from iformer.classification.data import read_image
-from iformer.training.optimization import adamw_with_cosine
+from iformer.models import checkpoint
+from iformer.training.optimization import AdamWCosine
+
+PAPER = AdamWCosine()  # frozen
 
 
 class ClassificationTask(lightning.LightningModule):
-    """Cross entropy with label smoothing, AdamW with a cosine schedule, top-1 accuracy.
+    """Cross entropy on smoothed or mixed labels, AdamW with a cosine schedule, top-1 and top-5 accuracy.
 
     Batches are ``(N, C, H, W)`` images and ``(N,)`` labels.
 
     Args:
-        model: The classifier.
-        num_classes: Its classes.
-        lr: Learning rate after warm-up.
-        weight_decay: Decoupled weight decay.
-        warmup: Share of the run in which the learning rate grows linearly.
+        model: A timm model's name, ``iformer_small`` say.
+        num_classes: Classes; those of the data, if the data names its classes.
+        pretrained: ``true`` for the released weights, or a file of weights, or the folder of a run; position embeddings
+            are resized to the model's, and a classifier of another number of classes begins anew.
+        model_args: Of the model: ``img_size``, ``in_chans``, ``drop_path_rate`` and so on.
+        optimization: Optimiser and schedule.
         label_smoothing: Share of the target spread over all classes.
+        mixup: Alpha of Mixup, 0 for none. Batches must be even.
+        cutmix: Alpha of CutMix, 0 for none. With both, half of the batches get either.
+        grad_checkpointing: Trade time for memory in training.
+        channels_last: Keep images and weights in the memory format that convolutions prefer.
+        compile_model: Compile the model with torch.compile; takes minutes, once.
+        confusion: Write ``confusion.csv`` and ``per_class.csv`` into the run's folder after a test.
+
+    Raises:
+        ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
+        OSError: The weights cannot be read.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        num_classes: int,
-        lr: float = 1e-3,
-        weight_decay: float = 0.05,
-        warmup: float = 0.05,
+        model: str,
+        num_classes: int = 1000,
+        pretrained: bool | str = False,
+        model_args: dict[str, Any] | None = None,
+        optimization: AdamWCosine = PAPER,
         label_smoothing: float = 0.1,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        grad_checkpointing: bool = False,
+        channels_last: bool = True,
+        compile_model: bool = False,
+        confusion: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model.to(memory_format=torch.channels_last)
-        self.lr, self.weight_decay, self.warmup, self.label_smoothing = lr, weight_decay, warmup, label_smoothing
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.model: Any = create_model(model, num_classes, pretrained, model_args or {})
+        self.model.set_grad_checkpointing(grad_checkpointing)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
+        if compile_model:
+            self.model.compile()
+        self.num_classes, self.optimization, self.confusion = num_classes, optimization, confusion
+        self.mixup: Any = None
+        if mixup or cutmix:
+            self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
+        self.label_smoothing = label_smoothing
+        self._fresh = partial(create_model, model, num_classes, False, model_args or {})
+        self.top1 = MulticlassAccuracy(num_classes, average="micro")
+        self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
+        self.confusion_matrix = MulticlassConfusionMatrix(num_classes)
+
+    def setup(self, stage: str) -> None:
+        """Compare the classes of data and model; group the parameters while they are whole.
+
+        Raises:
+            ValueError: The data's classes are not as many as the model's.
+        """
+        names = self._of_data("class_names")
+        if names is not None and len(names) != self.num_classes:
+            raise ValueError(
+                f"model.init_args.num_classes is {self.num_classes}, but the data has {len(names)} classes"
+            )
+        self.parameter_groups = self.optimization.parameter_groups(self.model) if stage == "fit" else []
 
     def forward(self, images: Tensor) -> Tensor:
         """``(N, C, H, W)`` -> logits ``(N, num_classes)``."""
-        return self.model(images.contiguous(memory_format=torch.channels_last))
+        return self.model(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of a batch."""
+        """Loss of a batch, mixed if so asked."""
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        self._check(labels)
+        if self.mixup is None:
+            loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        else:
+            images, targets = self.mixup(images, labels)
+            loss = SoftTargetCrossEntropy()(self(images), targets)
         self.log("loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to the validation loss and accuracy."""
+        """Add a batch to the validation's loss and accuracy."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to the test's loss, accuracy and confusion matrix."""
+        self.confusion_matrix.update(self._evaluate(batch, "test").argmax(1), batch[1])
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch
+        self._check(labels)
         logits = self(images)
-        self.val_accuracy(logits, labels)
-        self.log("val_loss", F.cross_entropy(logits, labels), batch_size=len(labels))
-        self.log("val_accuracy", self.val_accuracy, prog_bar=True, batch_size=len(labels))
+        self.top1.update(logits, labels)
+        self.top5.update(logits, labels)
+        size = len(labels)
+        self.log(f"{stage}_loss", F.cross_entropy(logits, labels), batch_size=size, sync_dist=True)
+        self.log(f"{stage}_accuracy", self.top1, prog_bar=True, batch_size=size, on_step=False, on_epoch=True)
+        self.log(f"{stage}_top5", self.top5, batch_size=size, on_step=False, on_epoch=True)
+        return logits
+
+    def on_test_epoch_end(self) -> None:
+        """Write what is known about each class, if asked for."""
+        matrix = self.confusion_matrix.compute()
+        self.confusion_matrix.reset()
+        if self.confusion and self.trainer.is_global_zero:
+            names = self._of_data("class_names") or range(self.num_classes)
+            write_confusion(matrix, [str(name) for name in names], Path(self.trainer.default_root_dir))
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Class probabilities, ``(N, num_classes)``."""
         return self(batch[0]).softmax(-1)
 
+    def _check(self, labels: Tensor) -> None:
+        """Raise ValueError for a label that the model has no class for; torch would crash, or on a GPU later."""
+        if labels.max() >= self.num_classes or labels.min() < 0:
+            raise ValueError(
+                f"label {int(labels.max())} in the data, but model.init_args.num_classes is {self.num_classes}"
+            )
+
+    def export(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the model for ``iformer predict`` and timm into ``folder``, see :func:`iformer.models.checkpoint.save`.
+
+        Args:
+            folder: Of the run.
+            state_dict: Of the task, where the weights in memory are only a rank's share.
+        """
+        model = self.model
+        if state_dict is not None:
+            model = self._fresh()
+            prefix = "model."
+            model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
+        names = self._of_data("class_names") or [f"class {i}" for i in range(self.num_classes)]
+        checkpoint.save(model, folder, names, **(self._of_data("data_config") or {}))
+
+    def _of_data(self, name: str) -> Any:
+        """What the datamodule knows, None without one."""
+        return getattr(getattr(self.trainer, "datamodule", None), name, None)
+
     def configure_optimizers(self) -> Any:
-        """See :func:`~iformer.training.optimization.adamw_with_cosine`."""
-        steps = int(self.trainer.estimated_stepping_batches)
-        return adamw_with_cosine(
-            self.model, self.lr, self.weight_decay, steps, warmup_steps=int(self.warmup * steps), min_lr=self.lr / 100
-        )
+        """See :class:`~iformer.training.optimization.AdamWCosine`."""
+        batch_size = self._of_data("batch_size")
+        if batch_size is None and self.optimization.base_batch is not None:
+            raise ValueError(
+                "optimization.base_batch scales the learning rate by data.batch_size, which the data lacks"
+            )
+        return self.optimization.configure(self.parameter_groups, self.trainer, batch_size or 0)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Timm's schedulers count updates themselves."""
-        scheduler.step_update(self.global_step)
+        """See :class:`~iformer.training.optimization.AdamWCosine`."""
+        self.optimization.update(scheduler, self.trainer)
 
 
-@torch.inference_mode()
-def classify(model: Any, paths: Sequence[str | Path], top: int = 5) -> list[dict[str, Any]]:
-    """The most probable classes of image files, with the preprocessing that the model's configuration states.
+def create_model(name: str, num_classes: int, pretrained: bool | str, arguments: dict[str, Any]) -> Any:
+    """A timm model, see :class:`ClassificationTask` for arguments and errors."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise ValueError(f"model: timm has no {name}{f', did you mean {near[0]}?' if near else ''}")
+    if isinstance(pretrained, str):
+        arguments = {**arguments, "pretrained_cfg_overlay": weights(pretrained)}
+    try:
+        return timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **arguments)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(f"{name} with {arguments}: {str(error).splitlines()[0]}") from error
 
-    Args:
-        model: A timm model in evaluation mode.
-        paths: Image files.
-        top: How many classes to name.
 
-    Returns:
-        For each file ``{"image": path, "classes": [{"name": ..., "probability": ...}, ...]}``, most probable first.
+def weights(path: str) -> dict[str, Any]:
+    """What timm is to know of a file of weights, or of the folder of a run.
+
+    Raises:
+        FileNotFoundError: There are no weights.
     """
-    config = resolve_input_data_config(model)
-    transform = create_transform(**config, is_training=False)
-    names = model.pretrained_cfg.get("label_names")
-    results = []
-    for path in paths:
-        image = transform(read_image(path, channels=config["input_size"][0]))
-        probabilities = model(image[None]).softmax(-1)[0]
-        best = probabilities.topk(min(top, len(probabilities)))
-        classes = [
-            {"name": names[index] if names else f"class {index}", "probability": round(value, 4)}
-            for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        results.append({"image": str(path), "classes": classes})
-    return results
+    file, known = Path(path), {}
+    if file.is_dir():
+        config = file / "config.json"
+        known = {"num_classes": json.loads(config.read_text())["num_classes"]} if config.is_file() else {}
+        file /= "model.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file (weights to begin from)")
+    return {"file": str(file), **known}
+
+
+def write_confusion(matrix: Tensor, names: Sequence[str], folder: Path) -> None:
+    """Write ``confusion.csv`` (rows: true classes) and ``per_class.csv`` (images, accuracy) into ``folder``."""
+    counts = matrix.tolist()
+    with open(folder / "confusion.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["true", *names], *([name, *row] for name, row in zip(names, counts, strict=True))])
+    with open(folder / "per_class.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "images", "accuracy"])
+        for i, (name, row) in enumerate(zip(names, counts, strict=True)):
+            writer.writerow([name, sum(row), round(row[i] / sum(row), 4) if sum(row) else ""])

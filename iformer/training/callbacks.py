@@ -3,8 +3,13 @@
 import time
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.strategies import FSDPStrategy
+from timm.utils import distribute_bn
+from torch import Tensor
+from torch.optim import Optimizer
 
 
 def progress_bar() -> RichProgressBar:
@@ -17,6 +22,11 @@ class ImagesPerSecond(Callback):
 
     def __init__(self) -> None:
         self.rate = 0.0
+        self.last = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that goes on in the middle of an epoch does not see its start."""
+        self.last = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not count what happens between epochs."""
@@ -31,3 +41,54 @@ class ImagesPerSecond(Callback):
         self.rate = 0.95 * self.rate + 0.05 * rate if self.rate else rate
         self.last = now
         pl_module.log("images/s", self.rate, prog_bar=True, batch_size=1)
+
+
+class NonFiniteLossError(ValueError):
+    """The loss or its gradient is infinite or not a number."""
+
+
+class TrainingHealth(Callback):
+    """Logs the learning rate and the gradient norm; stops the run before a loss or gradient that is not finite is used.
+
+    Raises:
+        NonFiniteLossError: Names epoch, batch, step, learning rate and the likely causes. Nothing has been updated or
+            saved since the last good step.
+    """
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Look at the loss."""
+        if not torch.isfinite(loss):
+            self._stop(trainer, f"the loss is {loss.item()}")
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at the gradient, before it is clipped."""
+        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(trainer.strategy, FSDPStrategy):  # each rank holds a part of the gradients
+            norm = trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
+        # The scaler of 16-bit floats skips steps with infinite gradients by itself, and lowers its scale.
+        if not torch.isfinite(norm) and getattr(trainer.precision_plugin, "scaler", None) is None:
+            self._stop(trainer, f"the gradient norm is {norm.item()}")
+        values = {"grad_norm": norm, "lr": max(group["lr"] for group in optimizer.param_groups)}
+        pl_module.log_dict(values, batch_size=1)
+
+    def _stop(self, trainer: Trainer, what: str) -> None:
+        (optimizer,) = trainer.optimizers
+        lr = max(group["lr"] for group in optimizer.param_groups)
+        raise NonFiniteLossError(
+            f"{what} at batch {trainer.fit_loop.batch_idx} of epoch {trainer.current_epoch} "
+            f"(step {trainer.global_step}, learning rate {lr:.3g}); likely causes: a learning rate too high for the "
+            "batch, no gradient clipping, 16-bit floats where bf16 would do, or images that are not finite. "
+            "The last good checkpoint is kept"
+        )
+
+
+class SharedBatchNorm(Callback):
+    """Averages the running statistics of BatchNorm over the ranks at the end of each epoch, as the release did."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average after the last batch: the validation and the checkpoint behind it already see the result."""
+        if trainer.world_size > 1 and trainer.is_last_batch:
+            distribute_bn(pl_module, trainer.world_size, reduce=True)

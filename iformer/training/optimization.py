@@ -1,35 +1,84 @@
 """Optimiser and learning rate schedule, through timm."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from timm.optim import create_optimizer_v2
+from lightning import Trainer
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 
-def adamw_with_cosine(
-    model: nn.Module, lr: float, weight_decay: float, total_steps: int, warmup_steps: int, min_lr: float
-) -> dict[str, Any]:
-    """AdamW with linear warm-up and cosine decay per optimiser step, for Lightning's ``configure_optimizers``.
+@dataclass(frozen=True)
+class AdamWCosine:
+    """AdamW with linear warm-up, cosine decay and cooldown (Section 4.1 of the paper).
 
-    Vectors (norms, biases) and what the model's ``no_weight_decay`` names (position embeddings) are not decayed.
+    All rates belong to a global batch (batch size times devices times accumulated batches) of ``base_batch`` images and
+    are scaled for another: ``lr * global_batch / base_batch``. ``None`` takes them as they are.
+
+    With t the epochs gone by, the rate is ``warmup_lr + t (lr - warmup_lr) / warmup_epochs`` during warm-up, then
+    ``min_lr + (lr - min_lr) (1 + cos(pi t / T)) / 2`` up to T, all epochs but the cooldown, and ``min_lr`` from there.
 
     Args:
-        model: Whose parameters to train.
         lr: Learning rate after warm-up.
+        min_lr: Learning rate of the cooldown.
+        base_batch: Global batch that the rates are stated for.
         weight_decay: Decoupled weight decay.
-        total_steps: Optimiser steps of the whole run, warm-up included.
-        warmup_steps: Steps from ``min_lr`` up to ``lr``.
-        min_lr: Learning rate at the first and last step.
+        warmup_epochs: Epochs of linear growth, of the cosine's T.
+        warmup_lr: Learning rate of the first step.
+        cooldown_epochs: The last of the run's epochs.
+        per: Update the rate after each 'epoch', as the authors' release did, or each 'step'.
+        layer_decay: Factor between the learning rates of one layer and the next, the head having the full one.
     """
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=weight_decay)
-    scheduler = CosineLRScheduler(
-        optimizer,
-        t_initial=total_steps,
-        lr_min=min_lr,
-        warmup_t=warmup_steps,
-        warmup_lr_init=min_lr,
-        warmup_prefix=False,
-        t_in_epochs=False,
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    base_batch: int | None = 1024
+    weight_decay: float = 0.05
+    warmup_epochs: float = 5
+    warmup_lr: float = 1e-6
+    cooldown_epochs: int = 0
+    per: Literal["epoch", "step"] = "epoch"
+    layer_decay: float | None = None
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Groups with and without weight decay, and for each layer with ``layer_decay``; before the model is sharded.
+
+        Vectors (norms, biases, layer scales) and what the model's ``no_weight_decay`` names, the position embeddings,
+        are not decayed. The authors' release decayed its position embeddings: its ``no_weight_decay`` names
+        ``pos_embed``, and its parameters are called ``pos_embed1`` to ``pos_embed4``.
+        """
+        kept: set[str] = getattr(model, "no_weight_decay", set)()
+        if self.layer_decay is None:
+            return param_groups_weight_decay(model, self.weight_decay, no_weight_decay_list=kept)
+        return param_groups_layer_decay(model, self.weight_decay, kept, layer_decay=self.layer_decay)
+
+    def configure(self, groups: list[dict[str, Any]], trainer: Trainer, batch_size: int) -> dict[str, Any]:
+        """What ``configure_optimizers`` returns, for :meth:`parameter_groups` and images in a batch of one device.
+
+        Raises:
+            ValueError: The run has no more epochs than its cooldown.
+        """
+        epochs = (trainer.max_epochs or 0) - self.cooldown_epochs
+        if epochs < 1:
+            raise ValueError(
+                f"trainer.max_epochs is {trainer.max_epochs}, "
+                f"expected more than the {self.cooldown_epochs} of the cooldown"
+            )
+        global_batch = batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        scale = global_batch / self.base_batch if self.base_batch else 1.0
+        optimizer = create_optimizer_v2(groups, opt="adamw", lr=self.lr * scale)
+        scheduler = CosineLRScheduler(
+            optimizer,
+            t_initial=epochs,
+            lr_min=self.min_lr * scale,
+            warmup_t=self.warmup_epochs,  # type: ignore[arg-type]  # parts of epochs work too
+            warmup_lr_init=self.warmup_lr * scale,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def update(self, scheduler: Any, trainer: Trainer) -> None:
+        """Set the learning rate of the next step, a function of the number of steps taken and nothing else."""
+        steps = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+        whole, rest = divmod(trainer.global_step, steps)
+        scheduler.step(whole + rest / steps if self.per == "step" else whole)

@@ -1,0 +1,203 @@
+"""Fashion-MNIST, for the demo."""
+
+import gzip
+import hashlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import zlib
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import FashionMNIST
+from torchvision.datasets.utils import download_url
+
+from iformer.training.resumable import ResumableBatchSampler, SampleKey, position, run_seed, seed_from
+
+# SHA-256 of each file's content (the mirrors and Debian compress the same content differently).
+FASHION_MNIST = {
+    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+
+class FashionMNISTData(lightning.LightningDataModule):
+    """Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist): 28x28 greyscale, 10 classes.
+
+    Batches are ``(N, 1, 28, 28)`` normalised float32 images and ``(N,)`` labels. The whole set is kept in memory as
+    bytes, and shifts and flips are drawn for a whole batch at once: on a laptop that costs next to nothing.
+
+    Args:
+        data_dir: Where the four files are; they are fetched there if they are not.
+        batch_size: Images in a batch.
+        shift: Training images move by up to so many pixels; worth it in runs of many epochs.
+        limit: Use only so many training and so many test images.
+    """
+
+    class_names = tuple(FashionMNIST.classes)
+    mean, std = 0.2860, 0.3530
+    validation_images = 3000
+
+    def __init__(
+        self,
+        data_dir: str | Path = "data/fashion_mnist",
+        batch_size: int = 128,
+        shift: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.data_dir = Path(data_dir)
+        self.batch_size = batch_size
+        self.shift = shift
+        self.limit = limit
+
+    def prepare_data(self) -> None:
+        """Fetch the files, see :func:`fetch_fashion_mnist`."""
+        fetch_fashion_mnist(self.data_dir)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the files; the last training images are kept apart for validation."""
+        images, labels = self._read("train")
+        validation = min(self.validation_images, len(labels) // 5)
+        self.train = images[:-validation], labels[:-validation]
+        self.validation = images[-validation:], labels[-validation:]
+        self.test = self._read("t10k")
+
+    def _read(self, split: str) -> tuple[Tensor, Tensor]:
+        """``(N, 1, 28, 28)`` uint8 images and ``(N,)`` labels."""
+        images = np.frombuffer(_content(self.data_dir / f"{split}-images-idx3-ubyte.gz"), np.uint8, offset=16)
+        labels = np.frombuffer(_content(self.data_dir / f"{split}-labels-idx1-ubyte.gz"), np.uint8, offset=8)
+        return torch.tensor(images).view(-1, 1, 28, 28)[: self.limit], torch.tensor(labels)[: self.limit].long()
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Bytes to normalised float32."""
+        return (images.float() / 255 - self.mean) / self.std
+
+    def _loader(self, data: tuple[Tensor, Tensor], training: bool) -> DataLoader:
+        images, labels = data
+        batch_size = min(self.batch_size, len(labels))
+        batches = ResumableBatchSampler(len(labels), batch_size, run_seed(), shuffle=training, drop_last=training)
+        if training and self.trainer is not None:
+            batches.start(*position(self.trainer))
+        dataset = _Batches(images, labels, self, augment=training)
+        # batch_size=None: the sampler hands over the keys of a batch, and the dataset returns the batch as one.
+        return DataLoader(dataset, sampler=batches, batch_size=None)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled, augmented batches."""
+        return self._loader(self.train, training=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of the images kept apart."""
+        return self._loader(self.validation, training=False)
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of the 10,000 test images."""
+        return self._loader(self.test, training=False)
+
+
+class _Batches(Dataset):
+    """Images in memory, indexed by the keys of a whole batch."""
+
+    def __init__(self, images: Tensor, labels: Tensor, data: FashionMNISTData, augment: bool) -> None:
+        self.images, self.labels, self.data, self.augment = images, labels, data, augment
+
+    def __getitem__(self, keys: list[SampleKey]) -> tuple[Tensor, Tensor]:
+        indices = [key.sample for key in keys]
+        images = self.images[indices]
+        if self.augment:
+            torch.manual_seed(seed_from(run_seed(), *keys[0]))
+            images = shift_and_flip(images, self.data.shift)
+        return self.data.normalize(images), self.labels[indices]
+
+
+def shift_and_flip(images: Tensor, pixels: int) -> Tensor:
+    """Move each image of a batch ``(N, C, H, W)`` by up to ``pixels`` and mirror half of them."""
+    n, _, height, width = images.shape
+    padded = F.pad(images, [pixels] * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    dy, dx = torch.randint(2 * pixels + 1, (2, n))
+    shifted = windows[torch.arange(n), :, dy, dx]
+    mirror = torch.rand(n, 1, 1, 1) < 0.5
+    return torch.where(mirror, shifted.flip(3), shifted)
+
+
+def fetch_fashion_mnist(folder: Path) -> None:
+    """Put the four files of Fashion-MNIST into ``folder``, unless they are there.
+
+    Tries torchvision's mirrors, then the package of Debian and Ubuntu, which is downloaded and unpacked, not installed.
+
+    Raises:
+        ConnectionError: Neither could be reached; says what else to do.
+    """
+    if all((folder / name).exists() for name in FASHION_MNIST):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    problems = []
+    # Files are complete and verified before they appear in the folder, whatever interrupts this.
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        for number, source in enumerate((_from_mirror, _from_debian_package)):
+            try:
+                found = source(Path(temporary, str(number)))
+                for name in FASHION_MNIST:
+                    _content(found / name)
+            except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+                problems.append(str(error).splitlines()[0])
+                continue
+            for name in FASHION_MNIST:
+                (found / name).replace(folder / name)
+            return
+    raise ConnectionError(
+        f"Fashion-MNIST could not be fetched ({'; '.join(problems)}). "
+        f"Put {', '.join(FASHION_MNIST)} into a folder and name it with --data-dir"
+    )
+
+
+def _content(path: Path) -> bytes:
+    """What a file of Fashion-MNIST holds, verified."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        content = b""
+    if hashlib.sha256(content).hexdigest() != FASHION_MNIST[path.name]:
+        raise ValueError(f"{path}: damaged (wrong checksum); delete it to have it fetched again")
+    return content
+
+
+def _from_mirror(folder: Path) -> Path:
+    """Download from the address that torchvision knows."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # seconds without an answer, or a firewall that swallows packets would hold us forever
+    try:
+        for name, md5 in FashionMNIST.resources:
+            download_url(f"{FashionMNIST.mirrors[0]}{name}", folder, name, md5)
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return folder
+
+
+def _from_debian_package(folder: Path) -> Path:
+    """Take the distribution's package from the system if it is installed, or unpack its archive. Needs no root."""
+    if DEBIAN_FOLDER.is_dir():
+        return Path(shutil.copytree(DEBIAN_FOLDER, folder))
+    if shutil.which("apt-get") is None:
+        raise OSError("no apt-get here for the package of Debian and Ubuntu")
+    lists = folder / "lists"
+    (lists / "partial").mkdir(parents=True)
+    # Package lists of our own: those of the system may be missing or old, and only root may renew them.
+    apt = ["apt-get", "--quiet", "-o", f"Dir::State::Lists={lists.resolve()}", "-o", f"Dir::Cache={folder.resolve()}"]
+    for command in ([*apt, "update"], [*apt, "download", DEBIAN_PACKAGE]):
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    package = next(folder.glob(f"{DEBIAN_PACKAGE}*.deb"))
+    subprocess.run(["dpkg-deb", "--extract", package, folder], check=True, capture_output=True)
+    return folder / DEBIAN_FOLDER.relative_to("/")

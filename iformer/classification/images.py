@@ -1,0 +1,57 @@
+"""Reading image files of every kind."""
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# What Pillow opens and people have in folders; timm's readers know the first three by themselves.
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
+
+
+class UnreadableImageError(ValueError):
+    """A file that is no image, or is cut off. The message is one line and names it.
+
+    Torch makes a worker's exception anew, with its whole traceback as the message; the last line of that is ours.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.strip().splitlines()[-1].partition(f"{type(self).__name__}: ")[2] or message)
+
+
+def read_image(path: str | Path, channels: int = 3) -> Image.Image:
+    """Read an image file upright, as RGB (``channels=3``) or greyscale (``channels=1``).
+
+    Greyscale, palette, CMYK, transparent and 16-bit files are converted; transparency is laid on white.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnreadableImageError: The file is no image, or is cut off.
+    """
+    try:
+        with open(path, "rb") as file:
+            return decode_image(file, path, channels)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UnreadableImageError(f"{path}: {error.strerror}") from None
+
+
+def decode_image(file: IO[bytes], name: str | Path, channels: int = 3) -> Image.Image:
+    """:func:`read_image` for an open file, which errors call ``name``."""
+    mode = {1: "L", 3: "RGB"}[channels]
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            ImageOps.exif_transpose(opened, in_place=True)  # most are upright already and need no copy
+    except UnidentifiedImageError:
+        raise UnreadableImageError(f"{name}: not an image that Pillow can read") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"{name}: unreadable image ({error})") from None
+    image: Image.Image = opened
+    if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip instead of scale
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image if image.mode == mode else image.convert(mode)

@@ -1,0 +1,73 @@
+"""Prediction for image files and folders."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from timm.data import create_transform, resolve_input_data_config
+
+from iformer.classification.images import EXTENSIONS, UnreadableImageError, read_image
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The files among ``paths`` and, sorted, the image files in the folders among them and in their subfolders.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: A folder holds no image file.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+            if not inside:
+                raise ValueError(f"{path}: a folder without images ({', '.join(EXTENSIONS)})")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+@torch.inference_mode()
+def classify(model: Any, paths: Sequence[str | Path], top: int = 5, batch_size: int = 32) -> list[dict[str, Any]]:
+    """The most probable classes of image files, with the preprocessing that the model's configuration states.
+
+    Shows its progress on standard error where there is more than one batch.
+
+    Args:
+        model: A timm model in evaluation mode.
+        paths: Image files.
+        top: How many classes to name.
+        batch_size: Images at a time.
+
+    Returns:
+        For each file ``{"image": path, "classes": [{"name": ..., "probability": ...}, ...]}``, most probable first; or
+        ``{"image": path, "error": message}`` for a file that could not be read.
+    """
+    config = resolve_input_data_config(model)
+    transform = create_transform(**config, is_training=False)
+    names = model.pretrained_cfg.get("label_names")
+    results: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
+    batches = [results[start : start + batch_size] for start in range(0, len(results), batch_size)]
+    for batch in track(batches, "Classifying", console=Console(stderr=True), disable=len(batches) < 2):
+        images, readable = [], []
+        for result in batch:
+            try:
+                images.append(transform(read_image(result["image"], channels=config["input_size"][0])))
+                readable.append(result)
+            except (OSError, UnreadableImageError) as error:
+                result["error"] = str(error)
+        if not images:
+            continue
+        for result, probabilities in zip(readable, model(torch.stack(images)).softmax(-1), strict=True):
+            best = probabilities.topk(min(top, len(probabilities)))
+            result["classes"] = [
+                {"name": names[index] if names else f"class {index}", "probability": round(value, 4)}
+                for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+    return results

@@ -1,0 +1,156 @@
+"""Checkpoints of a training run: written atomically, found again, pruned."""
+
+import os
+import signal
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+FOLDER = "checkpoints"  # in the folder of the run
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A checkpoint appears under its name when it is complete and on the disk, or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``path``; on failure, a full disk say, nothing is left behind.
+
+        Raises:
+            OSError: The file could not be written; names it.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place, because a file is renamed atomically only within a file system.
+        descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException as error:
+            Path(temporary).unlink(missing_ok=True)
+            # torch reports a failed write as a RuntimeError of its zip writer.
+            if isinstance(error, OSError | RuntimeError):
+                reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+                raise OSError(
+                    f"{path}: the checkpoint could not be written ({reason}); earlier ones are kept"
+                ) from error
+            raise
+
+
+class RunCheckpoint(Checkpoint):
+    """Saves every so many steps, before each validation or at the end of an epoch without one, and on SIGTERM.
+
+    Checkpoints are named by their optimiser step. Only the newest are kept.
+
+    Args:
+        every_n_steps: Optimiser steps between checkpoints; null saves once an epoch.
+        keep: How many to keep.
+    """
+
+    def __init__(self, every_n_steps: int | None = 1000, keep: int = 3) -> None:
+        if keep < 1 or (every_n_steps is not None and every_n_steps < 1):
+            raise ValueError(f"checkpoint.keep is {keep} and every_n_steps {every_n_steps}, expected 1 or more")
+        self.every_n_steps, self.keep = every_n_steps, keep
+        self.terminated = False
+        self.saved = 0  # the step of the last checkpoint
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take SIGTERM over from Lightning, whose handler stops the ranks at different steps, and saves nothing."""
+        self.terminated = trainer.received_sigterm
+        self.saved = trainer.global_step
+        self.previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+        for leftover in folder(trainer).glob("*.part") if trainer.is_global_zero else ():
+            leftover.unlink()
+
+    def _on_sigterm(self, *_: Any) -> None:
+        self.terminated = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time; never in the middle of an accumulation, whose gradients a checkpoint does not hold."""
+        if trainer.global_step == self.saved or trainer.fit_loop._should_accumulate():
+            return
+        terminated = trainer.strategy.reduce_boolean_decision(self.terminated, all=False)
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        # A checkpoint of the last batch would begin the next epoch when restored, without ending this one: that one is
+        # saved by the two hooks below.
+        if (due or terminated) and not trainer.is_last_batch:
+            self._save(trainer)
+            if terminated:
+                self._end()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save before the validation, which may take long; averaged weights are not yet in the model's place."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """End on SIGTERM; what there was to save has been saved."""
+        training = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if training and trainer.strategy.reduce_boolean_decision(self.terminated, all=False):
+            self._end()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, unless the validation has just seen to it."""
+        self._save(trainer)
+        if trainer.strategy.reduce_boolean_decision(self.terminated, all=False):
+            self._end()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give SIGTERM back."""
+        if stage == "fit" and hasattr(self, "previous_handler"):
+            signal.signal(signal.SIGTERM, self.previous_handler)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step == self.saved:
+            return
+        trainer.save_checkpoint(folder(trainer) / f"step-{trainer.global_step:09}.ckpt", weights_only=False)
+        self.saved = trainer.global_step
+        if trainer.is_global_zero:
+            for path in available(trainer.default_root_dir)[self.keep :]:
+                trainer.strategy.remove_checkpoint(path)
+
+    def _end(self) -> None:
+        rank_zero_info(f"Ended by SIGTERM after step {self.saved}, which is saved: go on with --resume.")
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def folder(trainer: Trainer) -> Path:
+    """Where the run's checkpoints are."""
+    return Path(trainer.default_root_dir, FOLDER)
+
+
+def available(run: str | Path) -> list[Path]:
+    """The checkpoints of the folder of a run, newest first."""
+    return sorted(Path(run, FOLDER).glob("step-*.ckpt"), reverse=True)
+
+
+def newest(run: str | Path) -> Path:
+    """The newest checkpoint of the folder of a run that can be read; warns of those that cannot.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    for path in available(run):
+        try:
+            # A checkpoint in shards (FSDP) is a folder complete with its meta.pt. torch.load verifies no checksum.
+            with zipfile.ZipFile(path / "meta.pt" if path.is_dir() else path) as file:
+                damaged = file.testzip()
+        except (OSError, zipfile.BadZipFile) as error:
+            damaged = str(error)
+        if damaged is None:
+            return path
+        rank_zero_warn(f"{path}: passed over, it cannot be read ({damaged})")
+    raise FileNotFoundError(f"{Path(run, FOLDER)}: no checkpoint to go on from (run without --resume to begin)")

@@ -1,0 +1,266 @@
+"""``iformer fit | validate | test``: LightningCLI over recipes, whose class_path finds tasks and data."""
+
+import dataclasses
+import difflib
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError
+from jsonargparse._util import import_object
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
+
+from iformer.training import checkpoints
+from iformer.training.callbacks import ImagesPerSecond, SharedBatchNorm, TrainingHealth, progress_bar
+from iformer.training.resumable import SeededSteps
+
+RECIPES = Path(str(files("iformer"))) / "recipes"
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
+    """Run ``iformer VERB ARGUMENTS``.
+
+    Raises:
+        ValueError: An argument or a key of the recipe is wrong, in one line that names it.
+        OSError: A file is missing or cannot be written.
+    """
+    # Exactly resumable, but not by the interface that Lightning looks for; see resumable.py.
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*Experiment logs directory.*")  # see keep_metrics
+    name, arguments = resolve_recipes(arguments)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    _CLI(name, args=[verb, *arguments])
+
+
+def resolve_recipes(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The first recipe's name, and the arguments with packaged recipes' files for their names.
+
+    Recipes are put before everything else, so that other arguments change their settings wherever they stand.
+
+    Raises:
+        ValueError: There is neither such a file nor such a recipe.
+    """
+    recipes, names, others = [], [], []
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        if key not in ("--config", "-c"):
+            others.append(argument)
+            continue
+        if not equals:
+            value = next(rest, "")
+        path = Path(value)
+        if not path.is_file():
+            path = RECIPES / f"{value.removesuffix('.yaml')}.yaml"
+        if not path.is_file():
+            raise ValueError(_unknown_recipe(value))
+        names.append(str(path.relative_to(RECIPES).with_suffix("")) if RECIPES in path.parents else path.stem)
+        recipes.append(f"--config={path}")
+    return (names or ["run"])[0], [*recipes, *others]
+
+
+def _unknown_recipe(name: str) -> str:
+    known = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    return f"--config {name}: no such file or recipe; expected a YAML file or one of {', '.join(near)}"
+
+
+def explain(message: str, known: Sequence[str]) -> str:
+    """What jsonargparse says in many lines, in one: the key and what is wrong with it.
+
+    Args:
+        message: jsonargparse's.
+        known: Keys that exist outside of the classes that ``message`` names.
+    """
+    message = re.sub(r"\s+", " ", message)
+    unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: )(?:--)?([\w.+-]+)", message)
+    if unknown:
+        names = [
+            *known,
+            *(name for path in re.findall(r"class_path '([\w.]+)'", message) for name in _parameters(path)),
+        ]
+        # By its last part too: a nested class is not told where it stands.
+        parts = {name.rpartition(".")[2]: name for name in names} | {name: name for name in names}
+        near = difflib.get_close_matches(unknown[1], parts, n=1, cutoff=0.6)
+        return f"unknown key {unknown[1]}{f', did you mean {parts[near[0]]}?' if near else ' (see --help)'}"
+    if missing := re.search(r"(?:No module named|has no attribute|Unexpected import path format).*?(?= - |$)", message):
+        return f"class_path: {missing[0]}"
+    keys = re.findall(r'Parser key "([\w.]+)"', message)
+    expected = re.search(r"Expected an? (?:<class '(\w+)'>|(.+?)(?:\. Got|;|$))", message)
+    value = re.search(r"(?:Got|Given) value: (.*?)(?: - |$)", message)
+    if keys and expected and value:
+        return f"{'.'.join(dict.fromkeys(keys))}: expected {expected[1] or expected[2]}, got {value[1][:80]}"
+    return message if len(message) < 400 else f"{message[:400]}..."
+
+
+def _parameters(path: str) -> list[str]:
+    """Arguments of the class or function ``path``, and the fields of those that are data classes."""
+    names = []
+    for name, parameter in inspect.signature(import_object(path)).parameters.items():
+        names.append(name)
+        if dataclasses.is_dataclass(parameter.annotation):
+            names += [f"{name}.{field.name}" for field in dataclasses.fields(parameter.annotation)]
+    return names
+
+
+class _CLI(LightningCLI):
+    """LightningCLI with this project's defaults: folder of the run, loggers, callbacks, resumption, export."""
+
+    def __init__(self, recipe: str, args: list[str]) -> None:
+        self.recipe = recipe
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                "default_root_dir": str(Path("runs", recipe)),
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,  # the datamodules' samplers know their rank
+                "enable_model_summary": False,
+                "log_every_n_steps": 10,
+            },
+            parser_kwargs={**strict, **dict.fromkeys(self.subcommands(), strict)},
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The verbs, and what of their methods' arguments is not the user's."""
+        return {verb: arguments for verb, arguments in LightningCLI.subcommands().items() if verb != "predict"}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Checkpoints have a section of their own in a recipe."""
+        parser.add_lightning_class_args(checkpoints.RunCheckpoint, "checkpoint")
+        parser.add_argument("--resume", action="store_true", help="Take the newest checkpoint of the run's folder.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning does, but without a warning that the arguments are not those of sys.argv.
+
+        Raises:
+            ValueError: An argument, or a key of the recipe, is wrong.
+        """
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            known = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
+            raise ValueError(explain(str(error), known)) from error
+
+    def instantiate_classes(self) -> None:
+        """As Lightning does.
+
+        Raises:
+            ValueError: What a class raised for its arguments, without jsonargparse's account of the types it tried.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            own = re.search(r"Errors:\s+- (.*?)\s+- Expected a", str(error), re.DOTALL)
+            raise ValueError(own[1] if own else str(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what every run has."""
+        config = self.config[self.subcommand]
+        self.run_folder = Path(config.trainer.default_root_dir)
+        logger = self._get(self.config_init, "trainer").logger
+        if logger is None or logger is True:
+            kwargs["logger"] = [type_(self.run_folder, name="", version="") for type_ in (CSVLogger, TensorBoardLogger)]
+        self.trainer_defaults["callbacks"] = [
+            *([progress_bar()] if config.trainer.enable_progress_bar is not False else []),
+            SeededSteps(),
+            ImagesPerSecond(),
+            TrainingHealth(),
+            SharedBatchNorm(),
+            Provenance(self.recipe, self.parser.dump(self.config, skip_none=False)),
+        ]
+        kwargs["plugins"] = [*(self._get(self.config_init, "trainer").plugins or []), checkpoints.AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        if self.config[subcommand].resume:
+            arguments["ckpt_path"] = str(checkpoints.newest(self.run_folder))
+        return arguments
+
+    def before_fit(self) -> None:
+        """Look at what an earlier run left.
+
+        Raises:
+            ValueError: There are checkpoints, and the run is not to resume.
+        """
+        if self.config.fit.resume:
+            keep_metrics(self.run_folder / "metrics.csv")
+        elif checkpoints.available(self.run_folder):
+            raise ValueError(
+                f"{self.run_folder}: holds checkpoints of an earlier run; go on with --resume, "
+                "or name another folder with --trainer.default_root_dir"
+            )
+
+    def after_fit(self) -> None:
+        """Export the model, so that ``iformer predict`` and timm find it."""
+        export = getattr(self.model, "export", None)
+        if export is None or not self.trainer.is_global_zero:
+            return
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            saved = torch.load(checkpoints.newest(self.run_folder), map_location="cpu", weights_only=True)
+            export(self.run_folder, saved["state_dict"])
+        else:
+            export(self.run_folder)
+
+
+class Provenance(Callback):
+    """Keeps the recipe and the names of the classes in the checkpoints, and the recipe in the folder of the run."""
+
+    def __init__(self, recipe: str, settings: str) -> None:
+        self.recipe, self.settings = recipe, settings
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``recipe.yaml``, every setting of the training run."""
+        if stage == "fit" and trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "recipe.yaml").write_text(self.settings)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add ``recipe``, ``settings`` (YAML) and ``class_names``."""
+        names = _class_names(trainer)
+        checkpoint |= {"recipe": self.recipe, "settings": self.settings, "class_names": names}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Compare the names of the classes.
+
+        Raises:
+            ValueError: The data's classes are not those of the checkpoint.
+        """
+        names, saved = _class_names(trainer), checkpoint.get("class_names")
+        if names and saved and names != saved:
+            odd = sorted(set(names) ^ set(saved)) or ["their order"]
+            raise ValueError(f"the data's classes are not those of the checkpoint: {', '.join(odd[:5])} differ")
+
+
+def _class_names(trainer: Trainer) -> list[str] | None:
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    return None if names is None else [str(name) for name in names]
+
+
+def keep_metrics(file: Path) -> None:
+    """Rename ``metrics.csv`` of a run that goes on, because the logger begins its file anew."""
+    if file.is_file():
+        number = 1 + len(list(file.parent.glob(f"{file.stem}-*{file.suffix}")))
+        file.rename(file.with_stem(f"{file.stem}-{number}"))

@@ -1,0 +1,101 @@
+"""Prediction for files and folders."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from iformer import cli
+from iformer.classification.predict import classify, find_images
+from iformer.models import checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images at two levels, and a file that is none."""
+    random = np.random.default_rng(0)
+    for name in ("b.png", "a.JPG", "sub/c.webp", "sub/d.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "images" / name)
+    (tmp_path / "images/notes.txt").write_text("no image")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def model() -> Any:
+    torch.manual_seed(0)
+    model = timm.create_model("iformer_nano", num_classes=3).eval()
+    model.head.fc.weight.data.mul_(3)  # else all classes are about as probable
+    return model
+
+
+@pytest.fixture
+def run(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> Callable[..., tuple[int, str, str]]:
+    """``iformer predict ...``: exit status, standard output and error."""
+    checkpoint.save(model, tmp_path / "run", ["x", "y", "z"])
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        command = ["iformer", "predict", *map(str, arguments), "--checkpoint", str(tmp_path / "run")]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_folders_are_searched_and_sorted(folder: Path) -> None:
+    found = [str(path.relative_to(folder)) for path in find_images([folder / "sub/d.png", folder])]
+    assert found == ["sub/d.png", "a.JPG", "b.png", "sub/c.webp", "sub/d.png"]
+
+
+def test_batches_change_nothing(model: Any, folder: Path) -> None:
+    files = find_images([folder])
+    together, alone = classify(model, files, top=3, batch_size=3), [classify(model, [file], top=3)[0] for file in files]
+    for one, other in zip(together, alone, strict=True):
+        assert one["image"] == other["image"]
+        assert [entry["name"] for entry in one["classes"]] == [entry["name"] for entry in other["classes"]]
+        probabilities = [entry["probability"] for entry in one["classes"]]
+        assert probabilities == pytest.approx([entry["probability"] for entry in other["classes"]], abs=2e-4)
+        assert sum(probabilities) == pytest.approx(1, abs=1e-3)
+    assert len({json.dumps(result["classes"]) for result in together}) == 4
+
+
+def test_an_unreadable_file_in_a_folder_is_passed_over(run: Any, folder: Path) -> None:
+    (folder / "b.png").write_bytes(b"nonsense")
+    status, out, err = run(folder, "--json", "--batch-size", 2)
+    results = json.loads(out)
+    assert status == 0
+    assert [Path(result["image"]).name for result in results] == ["a.JPG", "b.png", "c.webp", "d.png"]
+    assert [sorted(result) for result in results].count(["classes", "image"]) == 3
+    assert "b.png: not an image" in results[1]["error"]
+    assert "b.png: not an image" in err
+
+
+def test_an_unreadable_file_that_was_named_fails_after_the_others(run: Any, folder: Path) -> None:
+    (folder / "b.png").write_bytes(b"nonsense")
+    status, out, err = run(folder / "b.png", folder / "a.JPG", "--top", 1)
+    assert status == 2
+    assert "a.JPG" in out
+    assert "b.png" not in out
+    assert err.count("\n") == 1
+    assert "b.png: not an image" in err
+
+
+def test_nothing_to_predict(run: Any, folder: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "absent")[::2] == (2, f"iformer: error: {tmp_path}/absent: no such file or folder\n")
+    (tmp_path / "empty").mkdir()
+    status, _, err = run(tmp_path / "empty")
+    assert status == 2
+    assert "empty: a folder without images" in err
+    for file in find_images([folder]):
+        file.write_bytes(b"")
+    assert run(folder)[0] == 2

@@ -1,0 +1,125 @@
+"""The classification task."""
+
+import csv
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import torch.nn.functional as F
+
+from iformer.classification.task import ClassificationTask
+from iformer.models import checkpoint
+from iformer.training.launcher import run
+from iformer.training.optimization import AdamWCosine
+from tests.training.tiny import MODEL, TinyData, recipe
+
+
+def task(**arguments: object) -> ClassificationTask:
+    return ClassificationTask("iformer_nano", **{"num_classes": 4, "model_args": MODEL, **arguments})  # type: ignore[arg-type]
+
+
+def evaluate(folder: Path, trained: ClassificationTask, data: TinyData) -> dict[str, float]:
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    (results,) = trainer.test(trained, datamodule=data, verbose=False)
+    return dict(results)
+
+
+def test_evaluation_agrees_with_a_plain_computation(tmp_path: Path) -> None:
+    data, trained = TinyData(length=30, classes=7), task(num_classes=7, confusion=True)
+    results = evaluate(tmp_path, trained, data)
+    loader = data.test_dataloader()
+    images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    with torch.no_grad():
+        logits = trained.eval()(images)
+    assert results["test_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    best = logits.argsort(1, descending=True)
+    assert results["test_accuracy"] == pytest.approx((best[:, 0] == labels).float().mean().item())
+    assert results["test_top5"] == pytest.approx((best[:, :5] == labels[:, None]).any(1).float().mean().item())
+    with open(tmp_path / "confusion.csv") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["true", *data.class_names]
+    counts = torch.tensor([[int(value) for value in row[1:]] for row in rows])
+    assert torch.equal(counts, torch.stack([(best[labels == i, 0]).bincount(minlength=7) for i in range(7)]))
+    with open(tmp_path / "per_class.csv") as file:
+        found = {row["class"]: row for row in csv.DictReader(file)}
+    assert int(found["class 1"]["images"]) == int((labels == 1).sum())
+    assert float(found["class 1"]["accuracy"]) == pytest.approx(counts[1, 1].item() / counts[1].sum().item(), abs=1e-4)
+
+
+def test_vectors_and_position_embeddings_are_not_decayed() -> None:
+    model = task().model
+    kept, decayed = AdamWCosine(weight_decay=0.05).parameter_groups(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (kept["weight_decay"], decayed["weight_decay"]) == (0, 0.05)
+    assert {names[id(parameter)] for parameter in kept["params"]} == {
+        name for name, parameter in model.named_parameters() if parameter.ndim == 1 or "pos_embed" in name
+    }
+    assert len(kept["params"]) + len(decayed["params"]) == len(names)
+
+
+def test_layers_learn_the_faster_the_nearer_they_are_to_the_head() -> None:
+    model = task().model
+    groups = AdamWCosine(layer_decay=0.5).parameter_groups(model)
+    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    order = [model.stem.conv1.weight, model.stages[0].blocks[0].norm1.weight, model.stages[2].blocks[0].norm1.weight]
+    scales = [scale[id(parameter)] for parameter in [*order, model.head.fc.weight]]
+    assert scales == sorted(set(scales))
+    assert scales[-1] == 1
+
+
+def test_label_smoothing_and_mixup_are_in_the_loss() -> None:
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    trained = task(label_smoothing=0.2)
+    trained.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    expected = F.cross_entropy(trained(images), F.one_hot(labels, 4) * 0.8 + 0.05)
+    torch.testing.assert_close(trained.training_step((images, labels), 0), expected)
+
+    mixing = task(mixup=1.0, label_smoothing=0.0)
+    mixing.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    mixing.model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4))
+    loss = mixing.training_step((images, labels), 0)
+    assert not torch.allclose(loss, F.cross_entropy(mixing(images), labels))
+
+
+def test_averaged_weights_are_evaluated_and_exported(tmp_path: Path) -> None:
+    """With a decay of 1, the average stays what the weights were after the first step."""
+    ema = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 1.0}}
+    for name, steps, callbacks in (("one", 1, []), ("ema", 5, [ema])):
+        (tmp_path / name).mkdir()
+        file = recipe(tmp_path / name, trainer__callbacks=callbacks, trainer__max_steps=steps)
+        run("fit", ["--config", str(file)])
+    one, averaged = (checkpoint.load(tmp_path / name / "run").state_dict() for name in ("one", "ema"))
+    assert all(torch.equal(one[name], averaged[name]) for name in one if one[name].is_floating_point())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model.init_args.grad_checkpointing=true"],
+        ["--model.init_args.channels_last=false"],
+        ["--trainer.precision=bf16-mixed"],
+        ["--trainer.gradient_clip_val=0.1"],
+    ],
+)
+def test_options_train(arguments: list[str], tmp_path: Path) -> None:
+    run("fit", ["--config", str(recipe(tmp_path)), "--trainer.max_epochs=2", *arguments])
+    assert checkpoint.load(tmp_path / "run")(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(recipe(tmp_path, trainer__max_epochs=2))
+    run("fit", ["--config", file])
+    told = []
+    for extra in (["--resume"], [f"--model.init_args.pretrained={tmp_path / 'run'}"]):
+        capsys.readouterr()
+        run("test", ["--config", file, *extra])
+        told.append(capsys.readouterr().out)
+    assert "test_loss" in told[0]
+    assert told[0] == told[1]

@@ -1,0 +1,162 @@
+"""Recipes: each parses, builds and trains; mistakes in them are named in one line."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from iformer.training import checkpoints
+from iformer.training.launcher import RECIPES, resolve_recipes, run
+from tests.training.tiny import MODEL, recipe
+
+NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+SMALL = [
+    "--trainer.max_steps=2",
+    "--trainer.accelerator=cpu",
+    "--trainer.precision=32-true",
+    "--trainer.limit_val_batches=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--data.init_args.batch_size=4",
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders train, val and test of two classes."""
+    folder = tmp_path_factory.mktemp("images")
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.effect_noise((40, 40), 50).convert("RGB").save(folder / split / name / f"{i}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "fashion_mnist"])
+def test_each_recipe_takes_two_steps(name: str, images: Path, tmp_path: Path) -> None:
+    arguments = [f"--data.init_args.root={images}", "--data.init_args.num_workers=0", "--data.init_args.image_size=32"]
+    settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    task = settings["model"]["init_args"]
+    small = {**task.get("model_args", {}), **(MODEL if "nano" not in task["model"] else {}), "img_size": 32}
+    if "ablation/" in name and name != "ablation/iformer_small":
+        small.pop("attention_heads")  # of the preset, which must be whole
+        small = {**task["model_args"], "img_size": 32}
+    arguments += [f"--model.init_args.model_args={small}", "--model.init_args.num_classes=2"]
+    if task.get("pretrained"):
+        arguments.append("--model.init_args.pretrained=false")
+    check_two_steps([f"--config={name}", *SMALL, *arguments], tmp_path)
+
+
+def test_fashion_mnist_recipe_takes_two_steps(small_fashion_mnist: Path, tmp_path: Path) -> None:
+    check_two_steps(["--config=fashion_mnist", *SMALL, f"--data.init_args.data_dir={small_fashion_mnist}"], tmp_path)
+
+
+def check_two_steps(arguments: list[str], folder: Path) -> None:
+    run("fit", [*arguments, f"--trainer.default_root_dir={folder}"])
+    saved = torch.load(checkpoints.newest(folder), weights_only=False)
+    assert saved["global_step"] == 2
+    assert (folder / "config.json").exists()
+    assert (folder / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_follow_the_paper(name: str) -> None:
+    settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    optimization = settings["model"]["init_args"]["optimization"]
+    epochs = settings["trainer"]["max_epochs"]
+    if name.startswith("imagenet1k") and "384" not in name:
+        assert (epochs, optimization["lr"], optimization["weight_decay"]) == (310, 1e-3, 0.05)
+    elif name.startswith("imagenet1k"):
+        assert (epochs, optimization["warmup_epochs"], optimization["weight_decay"]) == (30, 0, 1e-8)
+    elif name.startswith("ablation"):
+        assert epochs == 110
+
+
+def test_finetune_begins_from_local_weights_of_another_size(images: Path, tmp_path: Path) -> None:
+    small = {**MODEL, "img_size": 32}
+    common = [*SMALL, f"--data.init_args.root={images}", "--data.init_args.num_workers=0"]
+    first = [*common, "--model.init_args.num_classes=2", "--data.init_args.image_size=32", "--config=finetune"]
+    run("fit", [*first, f"--trainer.default_root_dir={tmp_path / 'a'}", "--model.init_args.pretrained=false",
+                f"--model.init_args.model_args={small}"])  # fmt: skip
+    from iformer.classification.task import ClassificationTask
+
+    begun = ClassificationTask("iformer_small", 2, str(tmp_path / "a"), {**MODEL, "img_size": 64}).model
+    trained = ClassificationTask("iformer_small", 2, str(tmp_path / "a"), small).model
+    assert begun.stages[0].pos_embed.shape == (1, 16, 16, 8)
+    assert torch.equal(begun.stem.conv1.weight, trained.stem.conv1.weight)
+    assert torch.equal(begun.head.fc.weight, trained.head.fc.weight)
+    fewer = ClassificationTask("iformer_small", 5, str(tmp_path / "a"), small).model
+    assert torch.equal(fewer.stem.conv1.weight, trained.stem.conv1.weight)
+    assert fewer.head.fc.weight.shape == (5, 8)
+
+
+@pytest.mark.parametrize(
+    ("per", "base_batch", "accumulate"), [("epoch", None, 1), ("step", None, 1), ("epoch", 8, 1), ("step", 8, 2)]
+)
+def test_learning_rate_follows_the_formulas(per: str, base_batch: int | None, accumulate: int, tmp_path: Path) -> None:
+    import csv
+
+    lr, low, warm, warmup, cooldown, epochs, batches = 1e-2, 1e-4, 1e-5, 2, 2, 8, 8
+    optimization = {"lr": lr, "min_lr": low, "warmup_lr": warm, "warmup_epochs": warmup, "cooldown_epochs": cooldown}
+    file = recipe(
+        tmp_path,
+        model__init_args__optimization={**optimization, "base_batch": base_batch, "per": per},
+        trainer__max_epochs=epochs,
+        trainer__log_every_n_steps=1,
+        trainer__limit_val_batches=0,
+        trainer__accumulate_grad_batches=accumulate,
+    )
+    run("fit", ["--config", str(file)])
+    with open(tmp_path / "run" / "metrics.csv") as metrics:
+        found = [float(row["lr"]) for row in csv.DictReader(metrics) if row["lr"]]
+    steps = batches // accumulate
+    assert len(found) == epochs * steps
+    scale = 4 * accumulate / base_batch if base_batch else 1
+    for step, rate in enumerate(found):
+        t = step / steps if per == "step" else step // steps
+        length = epochs - cooldown
+        expected = low + (lr - low) * (1 + math.cos(math.pi * t / length)) / 2
+        if t < warmup:
+            expected = warm + t * (lr - warm) / warmup
+        if t >= length:
+            expected = low
+        assert rate == pytest.approx(scale * expected, rel=1e-5), step
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "told"),
+    [
+        ({"model__init_args__mixupp": 0.2}, [], "unknown key mixupp, did you mean mixup?"),
+        ({"trainer__max_epoch": 3}, [], "did you mean trainer.max_epochs?"),
+        ({"trainr": {"max_epochs": 3}}, [], "did you mean trainer.max_epochs?"),
+        ({"model__init_args__optimization__warmup": 3}, [], "did you mean optimization.warmup"),
+        ({"model__init_args__optimization__lr": "high"}, [], "optimization.lr: expected float, got high"),
+        ({"data__class_path": "tests.training.tiny.TinyDat"}, [], "TinyDat"),
+        ({"model__class_path": "no_such_module.Task"}, [], "no_such_module"),
+        ({}, ["--trainer.max_epoch", "3"], "did you mean trainer.max_epochs?"),
+        ({}, ["--trainer.max_epochs", "three"], "trainer.max_epochs: expected int, got three"),
+        ({"model__init_args__model": "iformer_smal"}, [], "did you mean iformer_small?"),
+        ({"model__init_args__num_classes": 5}, [], "num_classes is 5, but the data has 4 classes"),
+        ({"data__init_args__label_offset": 1, "data__init_args__repeats": 1}, [], "num_classes is 4"),
+        ({"model__init_args__model_args__no_such": 5}, [], "no_such"),
+        ({"model__init_args__pretrained": "missing.safetensors"}, [], "missing.safetensors: no such file"),
+        ({"model__init_args__optimization__cooldown_epochs": 9}, [], "max_epochs is 4"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(changes: dict, arguments: list[str], told: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, OSError)) as error:
+        run("fit", ["--config", str(recipe(tmp_path, **changes)), *arguments])
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_recipe_names() -> None:
+    name, (path, rest) = resolve_recipes(["--resume", "--config", "imagenet1k/iformer_small"])
+    assert (name, Path(path).name, rest) == ("imagenet1k/iformer_small", "iformer_small.yaml", "--resume")
+    assert resolve_recipes(["--config=cifar10.yaml"])[0] == "cifar10"
+    with pytest.raises(ValueError, match=r"--config imagenet1k/iformer_smal: .* imagenet1k/iformer_small"):
+        resolve_recipes(["--config", "imagenet1k/iformer_smal"])
