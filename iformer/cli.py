@@ -6,9 +6,12 @@ Each verb imports what it needs when it runs, so that --help is instant.
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(help="iFormer, the Inception Transformer (NeurIPS 2022).", no_args_is_help=True, add_completion=False)
 
@@ -98,3 +101,52 @@ def convert(
             f'Use it: timm.create_model("{preset.split(".")[0]}", pretrained=True, '
             f'pretrained_cfg_overlay=dict(file="{out}"))'
         )
+
+
+@app.command("list")
+def list_models(as_json: Json = False) -> None:
+    """List the models: image size, parameters, multiply-adds and frequency ramp."""
+    from rich.console import Console
+
+    from iformer.analysis import listing
+
+    with Console(stderr=True).status("Measuring..."):
+        found = listing.presets()
+    if as_json:
+        print(json.dumps(listing.document(found), indent=2))
+    else:
+        _wide_console().print(listing.render(found))
+
+
+@app.command()
+def tables(
+    which: Annotated[str, typer.Argument(metavar="[1|2|5|all]", help="The paper's number of the table.")] = "all",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a page of Markdown.")] = False,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw Fig. 1(c) into this file instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the paper's tables beside what is measured now: parameters and multiply-adds of real models."""
+    from rich.console import Console
+
+    from iformer.analysis import figure_1c, tables_page
+    from iformer.analysis import tables as measurement
+
+    if figure is not None:
+        figure_1c.draw(figure)
+        print(figure)
+        return
+    with Console(stderr=True).status("Measuring..."):
+        measured = measurement.tables(which)
+    if as_json:
+        print(json.dumps(measurement.document(measured), indent=2))
+    elif markdown:
+        print(tables_page.markdown(measured), end="")
+    else:
+        _wide_console().print(measurement.render(measured))
+
+
+def _wide_console() -> "Console":
+    """Standard output for tables: as wide as the terminal, or 120 columns where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)

@@ -51,7 +51,7 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
     lightning.seed_everything(seed, verbose=False)
     data = FashionMNISTData(data_dir, limit=limit)
     model = timm.create_model(MODEL, in_chans=1, num_classes=len(data.class_names), img_size=28)
-    task = ClassificationTask(model, len(data.class_names), lr=3e-3)
+    task = ClassificationTask(model, len(data.class_names), lr=3e-3, warmup=0.1, label_smoothing=0.0)
     rate = ImagesPerSecond()
     trainer = lightning.Trainer(
         max_epochs=epochs,

@@ -66,6 +66,7 @@ class FashionMNISTData(lightning.LightningDataModule):
     Args:
         data_dir: Where the four files are; they are fetched there if they are not.
         batch_size: Images in a batch.
+        shift: Training images move by up to so many pixels; worth it in runs of many epochs.
         limit: Use only so many training and so many test images.
     """
 
@@ -73,10 +74,17 @@ class FashionMNISTData(lightning.LightningDataModule):
     mean, std = 0.2860, 0.3530
     validation_images = 3000
 
-    def __init__(self, data_dir: str | Path = "data/fashion_mnist", batch_size: int = 128, limit: int | None = None):
+    def __init__(
+        self,
+        data_dir: str | Path = "data/fashion_mnist",
+        batch_size: int = 128,
+        shift: int = 0,
+        limit: int | None = None,
+    ) -> None:
         super().__init__()
         self.data_dir = Path(data_dir)
         self.batch_size = batch_size
+        self.shift = shift
         self.limit = limit
 
     def prepare_data(self) -> None:
@@ -130,11 +138,11 @@ class _Batches(Dataset):
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         images = self.images[indices]
         if self.augment:
-            images = shift_and_flip(images)
+            images = shift_and_flip(images, self.data.shift)
         return self.data.normalize(images), self.labels[indices]
 
 
-def shift_and_flip(images: Tensor, pixels: int = 2) -> Tensor:
+def shift_and_flip(images: Tensor, pixels: int) -> Tensor:
     """Move each image of a batch ``(N, C, H, W)`` by up to ``pixels`` and mirror half of them."""
     n, _, height, width = images.shape
     padded = F.pad(images, [pixels] * 4)

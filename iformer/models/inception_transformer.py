@@ -328,6 +328,8 @@ class InceptionTransformer(nn.Module):
         layer_scales: Initial LayerScale per stage, None for none.
         mlp_ratio: Hidden width of the feed-forward network, relative to its input.
         stem_stride: 4 or 2.
+        init_std: Standard deviation of the initial weights. None is PyTorch's default, which grows as layers narrow:
+            with some 100 channels and fewer, 0.02 is so small that training starts slowly.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout after the mixers' projections and in the feed-forward networks.
         attn_drop_rate: Dropout of the attention weights.
@@ -354,6 +356,7 @@ class InceptionTransformer(nn.Module):
         layer_scales: tuple[Optional[float], ...] = (None, None, 1e-6, 1e-6),
         mlp_ratio: float = 4.0,
         stem_stride: int = 4,
+        init_std: Optional[float] = 0.02,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -371,6 +374,7 @@ class InceptionTransformer(nn.Module):
         self.num_heads = tuple(num_heads)
         self.attention_heads = _split(attention_heads, depths)
         self.stem_stride = stem_stride
+        self.init_std = init_std
         self.feature_info = [
             dict[str, Any](num_chs=dim, reduction=stem_stride * 2**i, module=f"stages.{i}")
             for i, dim in enumerate(dims)
@@ -418,10 +422,11 @@ class InceptionTransformer(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Truncated normal of standard deviation 0.02 for weights and position embeddings, zero biases, unit norms."""
+        """Truncated normal weights (see ``init_std``) and position embeddings, zero biases, unit norms."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
-                trunc_normal_(module.weight, std=0.02)
+                if self.init_std is not None:
+                    trunc_normal_(module.weight, std=self.init_std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, InceptionStage):

@@ -47,11 +47,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "iformer_small_ramp_flat": {**SMALL, "attention_heads": 3 * (2,) + 3 * (3,) + 9 * (5,) + 3 * (6,)},
     # For images of 28 to 64 pixels.
     "iformer_nano": {
-        "depths": (2, 2, 4, 2),
-        "dims": (32, 64, 128, 192),
-        "num_heads": (2, 4, 4, 6),
-        "attention_heads": (1, 1, 2, 2, 2, 2, 3, 3, 5, 5),
+        "depths": (1, 1, 2, 1),
+        "dims": (32, 64, 96, 192),
+        "num_heads": (2, 4, 6, 6),
+        "attention_heads": (1, 2, 4, 5, 5),
+        "layer_scales": (None, None, None, None),
         "stem_stride": 2,
+        "init_std": None,
         "img_size": 32,
     },
 }

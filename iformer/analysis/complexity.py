@@ -1,0 +1,185 @@
+"""Parameters and multiply-adds of any network, at any input size, in the two conventions of the paper.
+
+Multiply-adds (MACs) are what the paper calls FLOPs. They are counted where they happen: the network runs once on one
+image and every tensor operation that reaches PyTorch's dispatcher is weighed by its shapes. So whatever a model is made
+of is seen, and nothing but shapes matters: a model on the meta device, which computes nothing, gives the same figures
+as one on a processor.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+Kind = Literal["convolution", "linear", "attention", "normalisation", "upsampling"]
+"""What multiply-adds are spent on. "linear" is any product with weights, "attention" any product of two activations."""
+
+Convention = Literal["complete", "layers"]
+"""Which kinds count: "complete" all of them, "layers" all but attention."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+CONVENTIONS: dict[Convention, tuple[Kind, ...]] = {
+    "complete": KINDS,  # Tables 1, 2 and 5
+    "layers": tuple(kind for kind in KINDS if kind != "attention"),  # Tables 3 and 4
+}
+
+# Multiply-adds per element of what is normalised. A product of two matrices or a convolution needs no such table:
+# PyTorch knows the cost of its own.
+_BATCH_NORM = 2
+_LAYER_NORM = 5
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What one forward pass of a network costs, for a single image.
+
+    Attributes:
+        input_size: Channels, height and width of the image.
+        parameters: Learned values, shared ones once.
+        by_module: Multiply-adds of each module, by kind of operation, with all that it contains. Names are those of
+            ``named_modules()``, '' being the whole network; modules that spend none are left out.
+    """
+
+    input_size: tuple[int, int, int]
+    parameters: int
+    by_module: Mapping[str, Mapping[Kind, int]]
+
+    def by_kind(self, convention: Convention = "complete", module: str = "") -> dict[Kind, int]:
+        """Multiply-adds of ``module`` by kind of operation, for the kinds that ``convention`` counts.
+
+        Raises:
+            ValueError: There is no such convention, or no module of that name that spends any.
+        """
+        if convention not in CONVENTIONS:
+            raise ValueError(f"convention is {convention!r}, expected one of {', '.join(CONVENTIONS)}")
+        if module not in self.by_module:
+            raise ValueError(f"no module {module!r} spends multiply-adds, expected one of by_module")
+        return {kind: self.by_module[module][kind] for kind in CONVENTIONS[convention]}
+
+    def multiply_adds(self, convention: Convention = "complete", module: str = "") -> int:
+        """Multiply-adds of ``module``, by default of the whole network.
+
+        Raises:
+            ValueError: There is no such convention, or no module of that name that spends any.
+        """
+        return sum(self.by_kind(convention, module).values())
+
+    def stages(self) -> list[str]:
+        """Names of the modules that make up the network, in the order they run, ``stages`` one by one."""
+        return [
+            name for name in self.by_module if name and name != "stages" and "." not in name.removeprefix("stages.")
+        ]
+
+
+def count(model: nn.Module, input_size: Sequence[int]) -> Complexity:
+    """Count the parameters and multiply-adds of ``model``.
+
+    The model is run once, in evaluation mode and on the device that it is on, and left as it was. On the meta device
+    that takes no arithmetic and hardly any memory. Attention counts as its two matrix products, whether the model
+    spells them out or calls a fused kernel.
+
+    Args:
+        model: Any network that takes a batch of images, ``(1, C, H, W)``.
+        input_size: Channels, height and width in pixels.
+
+    Raises:
+        ValueError: ``input_size`` is not three positive whole numbers.
+    """
+    if len(input_size) != 3 or any(not isinstance(side, int) or side < 1 for side in input_size):
+        raise ValueError(f"input_size is {tuple(input_size)}, expected channels, height and width")
+    with _undisturbed(model), _Counter(model) as counter:
+        weights = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        model(weights.new_zeros(1, *input_size))
+    channels, height, width = input_size
+    return Complexity((channels, height, width), sum(p.numel() for p in model.parameters()), counter.by_module)
+
+
+def build(name: str, **model_args: Any) -> nn.Module:
+    """timm's model ``name`` without memory for its weights: shapes are all that counting needs."""
+    with torch.device("meta"):
+        model: nn.Module = timm.create_model(name, **model_args)
+    return model
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Make ``model`` run in a way that a counter can see all of, and leave no trace of it behind."""
+    training = [module for module in model.modules() if module.training]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation for a whole nn.MultiheadAttention
+    try:
+        # Each fused attention kernel has an operation of its own, and some pad the heads: ask for the one that is
+        # written as two matrix products. Under inference mode compound operations would not come apart.
+        with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module in training:
+            module.training = True
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the multiply-adds of the operations that run inside it, for every module they run in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.by_module: dict[str, Counter[Kind]] = {"": Counter()}
+        self._weights = {t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
+        self._names = {module: name for name, module in model.named_modules()}
+        self._running: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._hooks = [register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter(self, module: nn.Module, *_: Any) -> None:
+        if module in self._names:
+            self._running.append(self._names[module])
+
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        if module in self._names:
+            self._running.pop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        counted = self._weigh(func.overloadpacket, args, kwargs or {}, out)
+        if counted is not None:
+            kind, multiply_adds = counted
+            for name in self._running:
+                self.by_module.setdefault(name, Counter())[kind] += multiply_adds
+        return out
+
+    def _weigh(self, operation: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> tuple[Kind, int] | None:
+        """Kind and multiply-adds of one operation; None where it costs none that the paper counts."""
+        name = str(operation)
+        if operation in flop_registry:
+            multiply_adds = flop_registry[operation](*args, **kwargs, out_val=out) // 2  # a multiply-add is two flops
+            if "conv" in name:
+                return "convolution", multiply_adds
+            # A linear layer's product may arrive in any shape, batched too. What tells it is that it holds weights.
+            linear = any(isinstance(arg, Tensor) and arg.untyped_storage() in self._weights for arg in args)
+            return ("linear" if linear else "attention"), multiply_adds
+        # Devices have their own names for these: native_batch_norm, cudnn_batch_norm...
+        if "batch_norm" in name:
+            return "normalisation", _BATCH_NORM * args[0].numel()
+        if "layer_norm" in name or "group_norm" in name:
+            return "normalisation", _LAYER_NORM * args[0].numel()
+        if "upsample_nearest" in name:
+            return "upsampling", out.numel()
+        return None

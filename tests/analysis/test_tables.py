@@ -1,0 +1,165 @@
+import io
+import json
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import timm
+from rich.console import Console
+
+from iformer.analysis import tables, tables_page
+from iformer.analysis.paper import TABLE_1, TABLE_2, TABLE_5
+from iformer.models.presets import PRESETS
+
+PAGE = Path(__file__).parents[2] / "docs" / "tables.md"
+
+# Measuring every row takes some 20 seconds; these few show every kind of agreement.
+FEW = {"iFormer-S", "PVT-S", "Swin-T", "CoAtNet-0", "T2T-14", "iFormer-B ↑384", "EfficientNetV2-L", "CvT-13 ↑384"}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    with pytest.MonkeyPatch.context() as patch:
+        for number in (1, 2):
+            paper, *how = tables._TABLES[number]
+            rows = tuple(row for row in paper.rows if row.method in FEW)
+            patch.setitem(tables._TABLES, number, (replace(paper, rows=rows), *how))
+        return tables.tables("all")
+
+
+@pytest.fixture(scope="module")
+def rows(measured):
+    return {row.paper.method: row for table in measured for row in table.rows}
+
+
+@pytest.mark.parametrize(
+    ("paper", "ours", "agreement"),
+    [
+        ("4.8", "4.848", "agrees"),
+        ("4.9", "4.85", "agrees"),  # half is rounded up
+        ("4.8", "4.85", "cut off"),
+        ("30.5", "30.552", "cut off"),
+        ("28", "28.589", "cut off"),
+        ("29", "28.289", "differs"),
+        ("16.0", "15.9", "differs"),
+        ("16", "15.9", "agrees"),
+    ],
+)
+def test_agreement_is_judged_at_the_papers_precision(paper, ours, agreement):
+    assert tables.Comparison(paper, Decimal(ours)).agreement == agreement
+
+
+def test_table_5_agrees_with_the_paper_in_every_figure(measured):
+    table = measured[-1]
+    ours = [(f"{row.parameters.ours:.2f}", f"{row.multiply_adds.ours:.3f}") for row in table.rows]
+    assert ours == [
+        ("20.93", "5.224"),
+        ("19.94", "4.909"),
+        ("19.87", "4.848"),
+        ("18.98", "4.660"),
+        ("18.72", "4.700"),
+        ("19.87", "4.848"),
+    ]
+    assert {figure.agreement for row in table.rows for figure in (row.parameters, row.multiply_adds)} == {"agrees"}
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "multiply_adds"),
+    [
+        ("iFormer-S", "agrees", "agrees"),
+        ("iFormer-B ↑384", "cut off", "cut off"),
+        ("Swin-T", "differs", "agrees"),
+        ("EfficientNetV2-L", "differs", "differs"),
+        ("PVT-S", "stand-in", "stand-in"),  # timm has version 2 only
+    ],
+)
+def test_rows_are_marked_where_they_disagree(rows, method, parameters, multiply_adds):
+    row = rows[method]
+    assert (row.parameters.agreement, row.multiply_adds.agreement) == (parameters, multiply_adds)
+    for figure in (row.parameters, row.multiply_adds):
+        text = figure.texts()[2]
+        assert text.endswith(tables.MARKS[figure.agreement])
+        assert text[-1].isdigit() == (figure.agreement == "agrees")
+
+
+def test_difference_is_ours_less_the_papers(rows):
+    figure = rows["iFormer-B ↑384"].multiply_adds
+    assert figure.texts() == ("30.5", "30.552", "+0.052 ↓")
+    assert float(figure.difference) == pytest.approx(30.552418304 - 30.5)
+
+
+def test_models_that_timm_lacks_are_named_and_not_measured(measured):
+    assert [table.not_measured for table in measured] == [("T2T-14",), ("CvT-13 ↑384",), ()]
+
+
+def test_every_row_names_a_model_of_timm_and_all_presets_of_the_paper_are_there():
+    rows = [row for table in (TABLE_1, TABLE_2, TABLE_5) for row in table.rows]
+    models = {row.model for row in rows if row.model}
+    assert models <= set(timm.list_models())
+    assert {name for name in models if name.startswith("iformer")} == set(PRESETS) - {"iformer_nano"}
+
+
+@pytest.mark.parametrize(("which", "reason"), [("3", "the detection models"), ("4", "the segmentation models")])
+def test_tables_without_models_say_what_they_wait_for(which, reason):
+    with pytest.raises(ValueError, match=f"table {which} comes with {reason}"):
+        tables.tables(which)
+
+
+@pytest.mark.parametrize("which", ["7", "", "two"])
+def test_unknown_table_is_named(which):
+    with pytest.raises(ValueError, match=f"table is '{which}', expected 1, 2, 5 or all"):
+        tables.tables(which)
+
+
+def test_document_holds_full_precision(measured):
+    document = json.loads(json.dumps(tables.document(measured)))
+    assert [table["table"] for table in document["tables"]] == [1, 2, 5]
+    small = next(row for row in document["tables"][0]["rows"] if row["method"] == "iFormer-S")
+    assert small["model"] == "iformer_small"
+    assert small["parameters"]["ours"] == 19.866344
+    assert small["multiply_adds"] == {
+        "paper": 4.8,
+        "ours": 4.848476928,
+        "difference": 0.048476928,
+        "agreement": "agrees",
+    }
+    assert small["paper_accuracy"] == {"top-1": 83.4, "top-5": 96.6}
+    coatnet = next(row for row in document["tables"][0]["rows"] if row["method"] == "CoAtNet-0")
+    assert coatnet["paper_accuracy"]["top-5"] is None
+    assert "re-implementation" in coatnet["note"]
+    assert document["versions"]["timm"] == timm.__version__
+
+
+@pytest.mark.parametrize("width", [100, 120])
+def test_terminal_shows_every_figure(measured, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(tables.render(measured))
+    text = console.export_text()
+    assert "…" not in text
+    for table in measured:
+        for row in table.rows:
+            line = next(line for line in text.splitlines() if line.startswith(row.paper.method))
+            for figure in (row.parameters, row.multiply_adds):
+                assert all(part in line for part in figure.texts())
+
+
+def test_page_tells_what_agrees_and_what_does_not(measured):
+    page = tables_page.markdown(measured)
+    assert (
+        "| iFormer-B ↑384 | iformer_base_384 | 384 | 48 | 48.936 | +0.936 ↓ | 30.5 | 30.552 | +0.052 ↓ | 85.7 |" in page
+    )
+    assert "Cut off, where rounding gives another digit: iFormer-B ↑384 (48.936 M, paper 48), iFormer-B" in page
+    assert "Different, see the notes below: CoAtNet-0 (4.584 G, paper 4.2)." in page
+    assert "Unexplained: Swin-T (28.288 M, paper 29)." in page
+    assert "position embeddings grow with the image" in page
+    assert "| 800x1280 | 227.547 | 92.315 |" in page
+    assert "Rounded: 12 of 12 figures" in page  # Table 5
+    assert "Table 3 comes with the detection models" in page
+
+
+def test_page_in_the_documentation_is_up_to_date(measured):
+    written = PAGE.read_text(encoding="utf-8").splitlines()
+    for line in tables_page.markdown(measured).splitlines():
+        if line.startswith("|"):
+            assert line in written

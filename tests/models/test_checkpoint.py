@@ -1,0 +1,86 @@
+"""The project's own checkpoints, and the conversion of released ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from iformer.models import checkpoint
+
+
+def nano(**kwargs: Any) -> torch.nn.Module:
+    return timm.create_model("iformer_nano", num_classes=3, **kwargs).eval()
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    model = nano(in_chans=1, img_size=28).to(memory_format=torch.channels_last)
+    checkpoint.save(model, tmp_path / "a" / "b", ["x", "y", "z"], input_size=(1, 28, 28), mean=(0.3,), std=(0.4,))
+    assert {file.name for file in (tmp_path / "a" / "b").iterdir()} == {"config.json", "model.safetensors"}
+    images = torch.randn(2, 1, 28, 28)
+    for path in (tmp_path / "a" / "b", tmp_path / "a" / "b" / "model.safetensors"):
+        loaded = checkpoint.load(path)
+        assert not loaded.training
+        assert loaded.pretrained_cfg["label_names"] == ["x", "y", "z"]
+        assert loaded.pretrained_cfg["mean"] == [0.3]
+        torch.testing.assert_close(loaded(images), model(images))
+
+
+def test_a_failed_save_leaves_the_last_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nano()
+    checkpoint.save(model, tmp_path, ["x", "y", "z"])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def half(model: Any, folder: str, **kwargs: Any) -> None:
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_for_hf", half)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(model, tmp_path, ["x", "y", "z"])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_broken_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        checkpoint.load(tmp_path / "nowhere")
+    checkpoint.save(nano(), tmp_path / "a", ["x", "y", "z"])
+    weights = (tmp_path / "a" / "model.safetensors").read_bytes()
+    (tmp_path / "a" / "model.safetensors").write_bytes(weights[:5000])
+    with pytest.raises(ValueError, match=str(tmp_path / "a")):
+        checkpoint.load(tmp_path / "a")
+    (tmp_path / "a" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=str(tmp_path / "a")):
+        checkpoint.load(tmp_path / "a")
+    (tmp_path / "a" / "config.json").write_text(json.dumps({"architecture": "no_such_model"}))
+    with pytest.raises(ValueError, match="no_such_model"):
+        checkpoint.load(tmp_path / "a")
+    (tmp_path / "a" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        checkpoint.load(tmp_path / "a")
+
+
+def test_conversion(released_file: Path, released: dict[str, Tensor], tmp_path: Path) -> None:
+    target = tmp_path / "new" / "small.safetensors"
+    assert checkpoint.convert_official(released_file, target) == "iformer_small.sail_in1k"
+    with safe_open(target, "pt") as file:
+        assert file.metadata()["architecture"] == "iformer_small.sail_in1k"
+    model = timm.create_model("iformer_small", pretrained=True, pretrained_cfg_overlay={"file": str(target)})
+    torch.testing.assert_close(model.head.fc.weight.detach(), released["head.weight"])
+
+
+def test_refused_conversions(released: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.pth")
+    with pytest.raises(ValueError, match=r"resnet\.pth: not a checkpoint of the iFormer release"):
+        checkpoint.convert_official(tmp_path / "resnet.pth", tmp_path / "a.safetensors")
+    incomplete = {key: value for key, value in released.items() if not key.startswith("blocks4.2")}
+    torch.save(incomplete, tmp_path / "incomplete.pth")
+    with pytest.raises(ValueError, match="fit none of the models"):
+        checkpoint.convert_official(tmp_path / "incomplete.pth", tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"\.safetensors"):
+        checkpoint.convert_official(tmp_path / "incomplete.pth", tmp_path / "a.pth")
+    assert not (tmp_path / "a.safetensors").exists()
