@@ -148,6 +148,18 @@ def test_position_embedding_is_resized_bilinearly(size: tuple[int, int]) -> None
     torch.testing.assert_close(stage(x), x + embedding)
 
 
+def test_dropout_of_the_projections() -> None:
+    x = torch.randn(2, 4, 4, 8)
+    assert not InceptionMixer(8, 2, 1, proj_drop=1.0).train()(x).any()
+    assert not InceptionBlock(8, 2, 1, proj_drop=1.0).train().mlp(x).any()
+
+
+def test_stochastic_depth_drops_both_residuals() -> None:
+    block = InceptionBlock(8, 2, 1, drop_path=1.0).train()
+    x = torch.randn(2, 4, 4, 8)
+    torch.testing.assert_close(block(x), x, rtol=0, atol=0)
+
+
 def test_initialisation() -> None:
     model = InceptionTransformer(img_size=64, layer_scales=(None, 0.5, 1e-6, 1e-6))
     for name, parameter in model.named_parameters():
