@@ -16,21 +16,29 @@ class _AfterTimm(importlib.abc.MetaPathFinder):
     Importing timm here instead would load torch, and ``iformer --help`` would take seconds.
     """
 
+    searching = False
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "timm":
+        if fullname != "timm" or self.searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("timm")
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+        self.searching = True
+        try:
+            spec = importlib.util.find_spec("timm")
+        finally:
+            self.searching = False
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
 
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                importlib.import_module("iformer.models.presets")
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            importlib.import_module("iformer.models.presets")
 
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 

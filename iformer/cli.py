@@ -41,7 +41,7 @@ def demo(
         Path, typer.Option(help="Folder with the four files of Fashion-MNIST, or to fetch them to.")
     ] = (Path("data/fashion_mnist")),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order and augmentation.")] = 0,
     limit: Annotated[int | None, typer.Option(min=10, help="Use only so many training and test images.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -101,8 +101,8 @@ def predict(
     from iformer.classification.predict import classify, find_images
     from iformer.models.checkpoint import load
 
-    files = find_images(images)
-    results = classify(load(checkpoint), files, top, batch_size)
+    model = load(checkpoint)
+    results = classify(model, find_images(images), top, batch_size)
     unreadable = [result for result in results if "error" in result]
     if as_json:
         print(json.dumps(results, indent=2))
@@ -166,6 +166,8 @@ def tables(
     from iformer.analysis import figure_1c, tables_page
     from iformer.analysis import tables as measurement
 
+    if (figure is not None) + markdown + as_json > 1:
+        raise typer.BadParameter("--figure, --markdown and --json exclude each other.")
     if figure is not None:
         figure_1c.draw(figure)
         print(figure)

@@ -50,6 +50,8 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
     _quieten()
     lightning.seed_everything(seed, verbose=False)
     data = FashionMNISTData(data_dir, limit=limit)
+    data.prepare_data()
+    data.setup()
     task = ClassificationTask(
         MODEL,
         num_classes=len(data.class_names),
@@ -73,12 +75,12 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
     )
     started = time.perf_counter()
     completed = _fit(trainer, task, data)
-    checkpoint.save(model, output, data.class_names, input_size=(1, 28, 28), mean=(data.mean,), std=(data.std,))
+    checkpoint.save(model, output, data.class_names, **data.data_config)
     probabilities = torch.cat(trainer.predict(task, data.test_dataloader()))  # type: ignore[arg-type]
     images, labels = data.test
     summary = {
         "accuracy": (probabilities.argmax(1) == labels).double().mean().item(),
-        "loss": F.nll_loss(probabilities.log(), labels).item(),
+        "loss": F.nll_loss(probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log(), labels).item(),
         "completed": completed,
         "steps": trainer.global_step,
         "seconds": round(time.perf_counter() - started, 1),

@@ -131,3 +131,10 @@ def test_models_are_registered_whatever_is_imported_first(first: str) -> None:
     second = {"iformer": "timm", "timm": "iformer"}[first]
     script = f"import {first}, {second}; import timm; assert timm.is_model('iformer_small')"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_looking_for_timm_does_not_undo_registration() -> None:
+    script = (
+        "import iformer, importlib.util as u; u.find_spec('timm'); import timm; assert timm.is_model('iformer_nano')"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

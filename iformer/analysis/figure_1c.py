@@ -43,6 +43,8 @@ def draw(path: str | Path) -> None:
         ValueError: The suffix is no format that matplotlib writes.
         OSError: The file cannot be written.
     """
+    if not Path(path).suffix:
+        raise ValueError(f"{path}: a file name without suffix, expected one such as .png, .pdf or .svg")
     families: dict[str, list[Row]] = defaultdict(list)
     for row in TABLE_1.rows:
         families[row.method.rpartition("-")[0] or row.method].append(row)

@@ -29,10 +29,12 @@ def training_curve(metrics: Path) -> Figure:
     """Training loss and validation accuracy over optimiser steps.
 
     Args:
-        metrics: The ``metrics.csv`` of Lightning's CSVLogger.
+        metrics: The ``metrics.csv`` of Lightning's CSVLogger; a run that was interrupted at once leaves none.
     """
-    with metrics.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = []
+    if metrics.exists():
+        with metrics.open() as file:
+            rows = list(csv.DictReader(file))
 
     def series(name: str) -> tuple[list[int], list[float]]:
         points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]

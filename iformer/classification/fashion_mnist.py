@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -60,6 +61,11 @@ class FashionMNISTData(lightning.LightningDataModule):
         self.batch_size = batch_size
         self.shift = shift
         self.limit = limit
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How a trained model is to preprocess images, as timm's ``pretrained_cfg`` calls it."""
+        return {"input_size": (1, 28, 28), "mean": (self.mean,), "std": (self.std,)}
 
     def prepare_data(self) -> None:
         """Fetch the files, see :func:`fetch_fashion_mnist`."""

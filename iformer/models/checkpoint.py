@@ -60,6 +60,8 @@ def load(path: str | Path) -> nn.Module:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.is_file() and path.name not in ("config.json", "model.safetensors"):
+        raise ValueError(f"{path}: expected the folder of a checkpoint, or its config.json or model.safetensors")
     folder = path if path.is_dir() else path.parent
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
@@ -68,7 +70,7 @@ def load(path: str | Path) -> nn.Module:
             )
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: not a checkpoint of a known model ({str(error).splitlines()[0]})") from error
     return model.eval()
 

@@ -106,13 +106,13 @@ def load(path: str | Path) -> dict[str, Tensor]:
         ValueError: The file is no checkpoint, or holds more than tensors and plain containers.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: {'a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
     try:
         state_dict = load_state_dict(str(path))
     except OSError:
         raise
     except Exception as error:  # of any kind: the file's bytes decide where its reader fails
-        if isinstance(error.__cause__, pickle.UnpicklingError):
+        if isinstance(error.__cause__, pickle.UnpicklingError) and "global" in str(error.__cause__).lower():
             reason = "refused, it is not a plain file of tensors (loading it could run foreign code)"
         else:
             reason = f"not a readable checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
