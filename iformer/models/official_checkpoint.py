@@ -112,10 +112,13 @@ def load(path: str | Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # of any kind: the file's bytes decide where its reader fails
-        if isinstance(error.__cause__, pickle.UnpicklingError) and "global" in str(error.__cause__).lower():
+        cause = error.__cause__
+        if not isinstance(cause, pickle.UnpicklingError):
+            reason = f"not a readable checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        elif "global" in str(cause).lower():
             reason = "refused, it is not a plain file of tensors (loading it could run foreign code)"
         else:
-            reason = f"not a readable checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+            reason = "not a readable checkpoint"
         raise ValueError(f"{path}: {reason}") from error
     if not state_dict:
         raise ValueError(f"{path}: not a state dict, it is empty")
