@@ -47,7 +47,13 @@ def test_two_processes_train_to_the_weights_of_one(
     together = load_file(tmp_path / "run" / "model.safetensors")
     assert together.keys() == alone.keys()
     for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        other = together[name]
+        if name.endswith("qkv.bias"):
+            # A bias of the keys moves all scores of a query alike: its true gradient is zero, and Adam blows up what
+            # rounding leaves of it. It changes no output.
+            (q, _, v), (other_q, _, other_v) = value.chunk(3), other.chunk(3)
+            value, other = torch.cat([q, v]), torch.cat([other_q, other_v])
+        torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_batchnorm_statistics_are_shared_and_resumption_is_exact(tmp_path: Path) -> None:
