@@ -86,7 +86,7 @@ def test_finetune_begins_from_local_weights_of_another_size(images: Path, tmp_pa
 
     begun = ClassificationTask("iformer_small", 2, str(tmp_path / "a"), {**MODEL, "img_size": 64}).model
     trained = ClassificationTask("iformer_small", 2, str(tmp_path / "a"), small).model
-    assert begun.stages[0].pos_embed.shape == (1, 16, 16, 8)
+    assert begun.stages[0].pos_embed.shape == (16, 16, 8)
     assert torch.equal(begun.stem.conv1.weight, trained.stem.conv1.weight)
     assert torch.equal(begun.head.fc.weight, trained.head.fc.weight)
     fewer = ClassificationTask("iformer_small", 5, str(tmp_path / "a"), small).model
