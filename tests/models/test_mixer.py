@@ -161,7 +161,7 @@ def test_stochastic_depth_drops_both_residuals() -> None:
 
 
 def test_initialisation() -> None:
-    model = InceptionTransformer(img_size=64, layer_scales=(None, 0.5, 1e-6, 1e-6))
+    model = InceptionTransformer(img_size=64, dims=(48, 96, 160, 192), layer_scales=(None, 0.5, 1e-6, 1e-6))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
@@ -173,6 +173,16 @@ def test_initialisation() -> None:
         else:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.25), name
             assert parameter.abs().max() <= 2.0, name
+
+
+def test_initialisation_of_pytorch() -> None:
+    model = InceptionTransformer(img_size=64, dims=(48, 96, 160, 192), init_std=None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
+            assert 0.8 * bound < module.weight.abs().max() <= bound, name
+            assert module.bias is None or not module.bias.any(), name
+    assert all(0.015 < stage.pos_embed.std() < 0.025 for stage in model.stages)
 
 
 def test_stochastic_depth_grows_linearly(tiny: Callable[..., InceptionTransformer]) -> None:

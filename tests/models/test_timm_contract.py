@@ -85,6 +85,7 @@ def test_reset_classifier(tiny: Tiny, images: Tensor) -> None:
 
 def test_reset_classifier_keeps_type_and_mode(tiny: Tiny) -> None:
     model = tiny().to(torch.bfloat16).eval()
+    model.reset_classifier(0)
     model.reset_classifier(3)
     assert model.get_classifier().weight.dtype == torch.bfloat16
     assert not model.get_classifier().training
