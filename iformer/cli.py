@@ -98,8 +98,9 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Print the most probable classes of images; unreadable files in folders are reported and passed over."""
-    from iformer.classification.predict import classify, find_images
+    from iformer.classification.predict import classify
     from iformer.models.checkpoint import load
+    from iformer.training.images import find_images
 
     model = load(checkpoint)
     results = classify(model, find_images(images), top, batch_size)

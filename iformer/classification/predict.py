@@ -1,6 +1,6 @@
 """Prediction for image files and folders."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from timm.data import create_transform, resolve_input_data_config
 
-from iformer.classification.images import EXTENSIONS, UnreadableImageError, read_image
-
-
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The files among ``paths`` and, sorted, the image files in the folders among them and in their subfolders.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: A folder holds no image file.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
-            if not inside:
-                raise ValueError(f"{path}: a folder without images ({', '.join(EXTENSIONS)})")
-            found += inside
-        else:
-            found.append(path)
-    return found
+from iformer.training.images import UnreadableImageError, read_image
 
 
 @torch.inference_mode()

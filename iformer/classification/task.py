@@ -1,15 +1,12 @@
 """Training and evaluation of classifiers."""
 
 import csv
-import difflib
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
-import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
@@ -64,7 +61,7 @@ class ClassificationTask(lightning.LightningModule):
         confusion: bool = False,
     ) -> None:
         super().__init__()
-        self.model: Any = create_model(model, num_classes, pretrained, model_args or {})
+        self.model: Any = checkpoint.create(model, pretrained, num_classes=num_classes, **(model_args or {}))
         self.model.set_grad_checkpointing(grad_checkpointing)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
@@ -75,7 +72,7 @@ class ClassificationTask(lightning.LightningModule):
         if mixup or cutmix:
             self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
         self.label_smoothing = label_smoothing
-        self._fresh = partial(create_model, model, num_classes, False, model_args or {})
+        self._fresh = partial(checkpoint.create, model, num_classes=num_classes, **(model_args or {}))
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
         self.confusion_matrix = MulticlassConfusionMatrix(num_classes)
@@ -179,35 +176,6 @@ class ClassificationTask(lightning.LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """See :class:`~iformer.training.optimization.AdamWCosine`."""
         self.optimization.update(scheduler, self.trainer)
-
-
-def create_model(name: str, num_classes: int, pretrained: bool | str, arguments: dict[str, Any]) -> Any:
-    """A timm model, see :class:`ClassificationTask` for arguments and errors."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        raise ValueError(f"model: timm has no {name}{f', did you mean {near[0]}?' if near else ''}")
-    if isinstance(pretrained, str):
-        arguments = {**arguments, "pretrained_cfg_overlay": weights(pretrained)}
-    try:
-        return timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **arguments)
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(f"{name} with {arguments}: {str(error).splitlines()[0]}") from error
-
-
-def weights(path: str) -> dict[str, Any]:
-    """What timm is to know of a file of weights, or of the folder of a run.
-
-    Raises:
-        FileNotFoundError: There are no weights.
-    """
-    file, known = Path(path), {}
-    if file.is_dir():
-        config = file / "config.json"
-        known = {"num_classes": json.loads(config.read_text())["num_classes"]} if config.is_file() else {}
-        file /= "model.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file (weights to begin from)")
-    return {"file": str(file), **known}
 
 
 def write_confusion(matrix: Tensor, names: Sequence[str], folder: Path) -> None:

@@ -1,27 +1,81 @@
 """Checkpoints of this project: a folder with ``config.json`` and ``model.safetensors``, as on the Hugging Face Hub.
 
-Such a folder is all that timm needs: ``timm.create_model("local-dir:FOLDER", pretrained=True)``.
+A classifier's folder is all that timm needs: ``timm.create_model("local-dir:FOLDER", pretrained=True)``. Those of
+detectors and segmenters name their task in ``config.json``, and what builds them.
 """
 
 import copy
+import difflib
+import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from iformer.models import official_checkpoint
 
 
+def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
+    """A timm model.
+
+    Args:
+        name: In timm's registry.
+        pretrained: True for the released weights, or a file of weights, or the folder of a run; position embeddings
+            are resized to the model's, and a classifier of another number of classes begins anew.
+        arguments: Of ``timm.create_model``.
+
+    Raises:
+        ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
+        OSError: The weights cannot be read.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise ValueError(f"model: timm has no {name}{f', did you mean {near[0]}?' if near else ''}")
+    if isinstance(pretrained, str):
+        arguments = {**arguments, "pretrained_cfg_overlay": _weights(Path(pretrained))}
+    try:
+        return timm.create_model(name, pretrained=bool(pretrained), **arguments)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(f"{name} with {arguments}: {str(error).splitlines()[0]}") from error
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    """What timm is to know of a file of weights, or of the folder of a run."""
+    known = {}
+    if path.is_dir():
+        config = path / "config.json"
+        known = {"num_classes": json.loads(config.read_text())["num_classes"]} if config.is_file() else {}
+        path /= "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (weights to begin from)")
+    return {"file": str(path), **known}
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files replace those of ``folder`` when they are complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        try:
+            yield Path(temporary)
+        except SafetensorError as error:
+            raise OSError(f"{folder}: the checkpoint could not be written ({error})") from error
+        for file in Path(temporary).iterdir():
+            file.chmod(0o644)  # temporary files are private
+            os.replace(file, folder / file.name)
+
+
 def save(model: nn.Module, folder: str | Path, class_names: Sequence[str], **data_config: Any) -> None:
-    """Write ``model`` into ``folder``. What was there before stays whole until the new files are complete.
+    """Write a classifier into ``folder``. What was there before stays whole until the new files are complete.
 
     Args:
         model: A model made by timm.
@@ -32,30 +86,44 @@ def save(model: nn.Module, folder: str | Path, class_names: Sequence[str], **dat
     Raises:
         OSError: The files could not be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        try:
-            save_for_hf(
-                copy.deepcopy(model).to(memory_format=torch.contiguous_format),  # safetensors knows no other
-                temporary,
-                data_config=data_config,
-                model_config={"label_names": list(class_names)},
-                safe_serialization=True,
-            )
-        except SafetensorError as error:
-            raise OSError(f"{folder}: the checkpoint could not be written ({error})") from error
-        for name in ("model.safetensors", "config.json"):
-            (Path(temporary) / name).chmod(0o644)  # temporary files are private
-            os.replace(Path(temporary) / name, folder / name)
+    with _replaced(Path(folder)) as temporary:
+        save_for_hf(
+            copy.deepcopy(model).to(memory_format=torch.contiguous_format),  # safetensors knows no other
+            str(temporary),
+            data_config=data_config,
+            model_config={"label_names": list(class_names)},
+            safe_serialization=True,
+        )
 
 
-def load(path: str | Path) -> nn.Module:
-    """Read a checkpoint for inference. ``path`` is its folder, or one of the two files in it.
+def save_assembled(model: nn.Module, folder: str | Path, task: str, config: dict[str, Any]) -> None:
+    """Write a detector or segmenter into ``folder``, as :func:`save` does a classifier.
+
+    Args:
+        model: The network.
+        folder: Made if it is not there.
+        task: ``detection`` or ``segmentation``.
+        config: For ``config.json``: all that the task's ``predict`` needs to build the network again and to name its
+            classes.
+
+    Raises:
+        OSError: The files could not be written.
+    """
+    state_dict = {key: value.contiguous() for key, value in model.state_dict().items()}
+    with _replaced(Path(folder)) as temporary:
+        save_file(state_dict, temporary / "model.safetensors", metadata={"format": "pt"})
+        (temporary / "config.json").write_text(json.dumps({"task": task, **config}, indent=2))
+
+
+def find(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of a checkpoint and what its ``config.json`` says; ``task`` is ``classification`` if it does not.
+
+    Args:
+        path: The folder, or one of the two files in it.
 
     Raises:
         FileNotFoundError: A file of the checkpoint is missing.
-        ValueError: The files do not belong together, or are damaged.
+        ValueError: ``path`` is another kind of file, or ``config.json`` is not JSON.
     """
     path = Path(path)
     if not path.exists():
@@ -69,9 +137,38 @@ def load(path: str | Path) -> nn.Module:
                 f"{folder / name}: no such file (a checkpoint is config.json and model.safetensors)"
             )
     try:
+        return folder, {"task": "classification", **json.loads((folder / "config.json").read_text())}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: not a checkpoint's ({error})") from error
+
+
+def load(path: str | Path) -> nn.Module:
+    """Read a classifier for inference. ``path`` is its folder, or one of the two files in it.
+
+    Raises:
+        FileNotFoundError: A file of the checkpoint is missing.
+        ValueError: The files do not belong together, or are damaged.
+    """
+    folder, config = find(path)
+    if config["task"] != "classification":
+        raise ValueError(f"{folder}: a checkpoint for {config['task']}, expected a classifier")
+    try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except (SafetensorError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: not a checkpoint of a known model ({str(error).splitlines()[0]})") from error
+    return model.eval()
+
+
+def load_assembled(model: nn.Module, folder: Path) -> nn.Module:
+    """Read the weights that :func:`save_assembled` has written into ``model``, and put it into evaluation mode.
+
+    Raises:
+        ValueError: They do not fit, or the file is damaged.
+    """
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder}: weights and config.json do not fit ({str(error).splitlines()[0]})") from error
     return model.eval()
 
 
@@ -97,15 +194,8 @@ def convert_official(source: str | Path, target: str | Path) -> str:
     preset = _preset_of(state_dict)
     if preset is None:
         raise ValueError(f"{source}: its tensors fit none of the models that the authors released")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        file = Path(temporary) / target.name
-        try:
-            save_file(state_dict, file, metadata={"format": "pt", "architecture": preset})
-        except SafetensorError as error:
-            raise OSError(f"{target}: could not be written ({error})") from error
-        file.chmod(0o644)
-        os.replace(file, target)
+    with _replaced(target.parent) as temporary:
+        save_file(state_dict, temporary / target.name, metadata={"format": "pt", "architecture": preset})
     return preset
 
 

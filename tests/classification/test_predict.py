@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from iformer import cli
-from iformer.classification.predict import classify, find_images
+from iformer.classification.predict import classify
 from iformer.models import checkpoint
+from iformer.training.images import find_images
 
 
 @pytest.fixture

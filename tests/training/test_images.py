@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iformer.classification.images import read_image
+from iformer.training.images import read_image
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""Reading image files of every kind."""
+"""Finding image files, and reading every kind of them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,27 @@ class UnreadableImageError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message.strip().splitlines()[-1].partition(f"{type(self).__name__}: ")[2] or message)
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The files among ``paths`` and, sorted, the image files in the folders among them and in their subfolders.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: A folder holds no image file.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+            if not inside:
+                raise ValueError(f"{path}: a folder without images ({', '.join(EXTENSIONS)})")
+            found += inside
+        else:
+            found.append(path)
+    return found
 
 
 def read_image(path: str | Path, channels: int = 3) -> Image.Image:
