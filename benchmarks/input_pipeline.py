@@ -24,6 +24,7 @@ from rich.table import Table
 from benchmarks import record
 from iformer.classification.data import ImageData
 from iformer.training.images import find_images, read_image
+from iformer.training.provenance import provenance
 from iformer.training.resumable import seed_from
 
 # Supplement to the paper: the transforms of iFormer's training on ImageNet-1K. Mixup and CutMix are the task's.
@@ -102,7 +103,7 @@ def main() -> None:
     record.write(
         arguments.output,
         {
-            **record.provenance(arguments.seed),
+            **provenance(arguments.seed),
             "recipe": RECIPE,
             "images": len(files),
             "source": "photographs" if arguments.images else "generated JPEGs",

@@ -30,6 +30,7 @@ import iformer  # noqa: F401  (registers the models)
 from benchmarks import record
 from benchmarks.naive_iformer import NaiveIFormer
 from iformer.models.official_checkpoint import convert
+from iformer.training.provenance import provenance
 
 PRECISIONS = ("float32", "bfloat16")
 TARGETS = {"speed": 1.4, "memory": 0.75}
@@ -165,7 +166,7 @@ def main() -> None:
     record.write(
         arguments.output,
         {
-            **record.provenance(arguments.seed),
+            **provenance(arguments.seed),
             "model": "iformer_small",
             "image_size": 224,
             "batch_size": arguments.batch_size,

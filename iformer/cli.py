@@ -66,27 +66,31 @@ RECIPE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option
 
 
 @app.command(context_settings=RECIPE)
-def fit(context: typer.Context) -> None:
+def fit(context: typer.Context, as_json: Json = False) -> None:
     """Train by a recipe: fit --config cifar10 [--resume] [--key value ...]; fit --help lists the keys."""
-    from iformer.training.launcher import run
-
-    run("fit", context.args)
+    _train_or_evaluate("fit", context.args, as_json)
 
 
 @app.command(context_settings=RECIPE)
-def validate(context: typer.Context) -> None:
+def validate(context: typer.Context, as_json: Json = False) -> None:
     """Evaluate on the validation images of a recipe: validate --config RECIPE [--resume | --ckpt_path FILE]."""
-    from iformer.training.launcher import run
-
-    run("validate", context.args)
+    _train_or_evaluate("validate", context.args, as_json)
 
 
-@app.command(context_settings=RECIPE)
-def test(context: typer.Context) -> None:
+@app.command("test", context_settings=RECIPE)
+def evaluate_on_test(context: typer.Context, as_json: Json = False) -> None:
     """Evaluate on the test images of a recipe: test --config RECIPE [--resume | --ckpt_path FILE]."""
+    _train_or_evaluate("test", context.args, as_json)
+
+
+def _train_or_evaluate(verb: str, arguments: list[str], as_json: bool) -> None:
     from iformer.training.launcher import run
 
-    run("test", context.args)
+    if as_json and verb != "fit":
+        arguments = [*arguments, "--verbose=false"]  # Lightning prints its table on standard output
+    results = run(verb, arguments)
+    if as_json:
+        print(json.dumps(results, indent=2))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Training and evaluation of classifiers."""
 
 import csv
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
@@ -38,7 +40,7 @@ class ClassificationTask(lightning.LightningModule):
         grad_checkpointing: Trade time for memory in training.
         channels_last: Keep images and weights in the memory format that convolutions prefer.
         compile_model: Compile the model with torch.compile; takes minutes, once.
-        confusion: Write ``confusion.csv`` and ``per_class.csv`` into the run's folder after a test.
+        confusion: Write ``confusion.csv``, ``confusion.png`` and ``per_class.csv`` into the run's folder after a test.
 
     Raises:
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
@@ -101,6 +103,8 @@ class ClassificationTask(lightning.LightningModule):
         if self.mixup is None:
             loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
         else:
+            if len(labels) % 2:
+                raise ValueError(f"data.init_args.batch_size is {len(labels)}, but Mixup and CutMix need an even one")
             images, targets = self.mixup(images, labels)
             loss = SoftTargetCrossEntropy()(self(images), targets)
         self.log("loss", loss, prog_bar=True, batch_size=len(labels))
@@ -131,8 +135,11 @@ class ClassificationTask(lightning.LightningModule):
         matrix = self.confusion_matrix.compute()
         self.confusion_matrix.reset()
         if self.confusion and self.trainer.is_global_zero:
-            names = self._of_data("class_names") or range(self.num_classes)
-            write_confusion(matrix, [str(name) for name in names], Path(self.trainer.default_root_dir))
+            names = [str(name) for name in self._of_data("class_names") or range(self.num_classes)]
+            folder = Path(self.trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_confusion(matrix, names, folder)
+            draw_confusion(matrix, names, folder / "confusion.png")
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Class probabilities, ``(N, num_classes)``."""
@@ -188,3 +195,24 @@ def write_confusion(matrix: Tensor, names: Sequence[str], folder: Path) -> None:
         writer.writerow(["class", "images", "accuracy"])
         for i, (name, row) in enumerate(zip(names, counts, strict=True)):
             writer.writerow([name, sum(row), round(row[i] / sum(row), 4) if sum(row) else ""])
+
+
+def draw_confusion(matrix: Tensor, names: Sequence[str], file: Path) -> None:
+    """Draw the share of each true class (row) that was taken for each class (column), with numbers if there is room."""
+    shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    room = len(names) <= 25
+    size = min(3 + 0.5 * len(names), 16)
+    figure = Figure((size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(names) <= 100:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    for row, column in itertools.product(range(len(names)), repeat=2) if room else ():
+        share = float(shares[row, column])
+        if share >= 0.005:
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{share:.0%}", ha="center", va="center", color=color, fontsize=8)
+    figure.savefig(file, dpi=150)

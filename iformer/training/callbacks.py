@@ -18,11 +18,15 @@ def progress_bar() -> RichProgressBar:
 
 
 class ImagesPerSecond(Callback):
-    """Logs training throughput, as a running mean, to the progress bar and the loggers."""
+    """Logs throughput, the loading of the images included.
+
+    In training a running mean, ``images/s``; over the whole set in ``validate`` and ``test``, ``test_images/s`` say.
+    """
 
     def __init__(self) -> None:
         self.rate = 0.0
-        self.last = time.perf_counter()
+        self.last = self.began = time.perf_counter()
+        self.images = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on in the middle of an epoch does not see its start."""
@@ -41,6 +45,32 @@ class ImagesPerSecond(Callback):
         self.rate = 0.95 * self.rate + 0.05 * rate if self.rate else rate
         self.last = now
         pl_module.log("images/s", self.rate, prog_bar=True, batch_size=1)
+
+    def _on_evaluation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began, self.images = time.perf_counter(), 0
+
+    def _on_evaluation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.images += len(batch[0]) * trainer.world_size
+
+    on_validation_epoch_start = on_test_epoch_start = _on_evaluation_start
+    on_validation_batch_end = on_test_batch_end = _on_evaluation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Not between epochs of training, whose loggers have enough to draw."""
+        if trainer.state.fn == "validate":
+            pl_module.log("val_images/s", self.images / (time.perf_counter() - self.began))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The whole test."""
+        pl_module.log("test_images/s", self.images / (time.perf_counter() - self.began))
 
 
 class NonFiniteLossError(ValueError):

@@ -21,13 +21,17 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from iformer.training import checkpoints
 from iformer.training.callbacks import ImagesPerSecond, SharedBatchNorm, TrainingHealth, progress_bar
-from iformer.training.resumable import SeededSteps
+from iformer.training.provenance import provenance
+from iformer.training.resumable import SeededSteps, run_seed
 
 RECIPES = Path(str(files("iformer"))) / "recipes"
 
 
-def run(verb: str, arguments: Sequence[str]) -> None:
+def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Run ``iformer VERB ARGUMENTS``.
+
+    Returns:
+        ``metrics``, the last value of each, and where they come from: ``recipe``, ``command``, ``seed`` and so on.
 
     Raises:
         ValueError: An argument or a key of the recipe is wrong, in one line that names it.
@@ -41,7 +45,9 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*Experiment logs directory.*")  # see keep_metrics
     name, arguments = resolve_recipes(arguments)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
-    _CLI(name, args=[verb, *arguments])
+    cli = _CLI(name, args=[verb, *arguments])
+    metrics = {name: round(float(value), 6) for name, value in cli.trainer.callback_metrics.items()}
+    return {"recipe": name, "metrics": metrics, **provenance(run_seed())}
 
 
 def resolve_recipes(arguments: Sequence[str]) -> tuple[str, list[str]]:

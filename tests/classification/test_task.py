@@ -1,14 +1,17 @@
 """The classification task."""
 
 import csv
+import json
 from pathlib import Path
 
 import lightning
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from iformer.classification.task import ClassificationTask
+from iformer import cli
+from iformer.classification.task import ClassificationTask, draw_confusion
 from iformer.models import checkpoint
 from iformer.training.launcher import run
 from iformer.training.optimization import AdamWCosine
@@ -113,13 +116,41 @@ def test_options_train(arguments: list[str], tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "run")(torch.randn(1, 3, 32, 32)).isfinite().all()
 
 
+def command(*arguments: str) -> int:
+    """``iformer ...``: exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["iformer", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    return int(end.value.code or 0)
+
+
 def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(recipe(tmp_path, trainer__max_epochs=2))
     run("fit", ["--config", file])
-    told = []
+    metrics = []
     for extra in (["--resume"], [f"--model.init_args.pretrained={tmp_path / 'run'}"]):
         capsys.readouterr()
-        run("test", ["--config", file, *extra])
-        told.append(capsys.readouterr().out)
-    assert "test_loss" in told[0]
-    assert told[0] == told[1]
+        assert command("test", "--config", file, "--json", *extra) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["metrics"].pop("test_images/s") > 0
+        assert result["recipe"] == "tiny"
+        assert result["seed"] == 0
+        metrics.append(result["metrics"])
+    assert metrics[0].keys() == {"test_loss", "test_accuracy", "test_top5"}
+    assert metrics[0] == metrics[1]
+    capsys.readouterr()
+    run("validate", ["--config", file, "--resume"])
+    assert "val_images/s" in capsys.readouterr().out
+
+
+def test_odd_batches_cannot_be_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("fit", f"--config={recipe(tmp_path)}", "--data.init_args.batch_size=3") == 2
+    assert "data.init_args.batch_size is 3, but Mixup" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_confusion_is_drawn(tmp_path: Path) -> None:
+    matrix = torch.tensor([[8, 2, 0], [0, 0, 0], [1, 1, 2]])
+    draw_confusion(matrix, ["a cat", "absent", "a dog"], tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert min(image.size) > 400

@@ -1,0 +1,38 @@
+"""What every result says about how it came to be."""
+
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def provenance(seed: int) -> dict[str, Any]:
+    """The command, the seed, the versions and the machine."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seed": seed,
+        "versions": {name: version(name) for name in ("iformer-inception", "torch", "timm", "lightning", "pillow")},
+        "python": platform.python_version(),
+        "machine": f"{_processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads used, "
+        f"{', '.join([platform.system(), *_accelerators()])}",
+    }
+
+
+def _processor() -> str:
+    """The processor's name, which Python knows on other systems than Linux only."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _accelerators() -> list[str]:
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
