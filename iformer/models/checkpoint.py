@@ -46,6 +46,13 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
         return timm.create_model(name, pretrained=bool(pretrained), **arguments)
     except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{name} with {arguments}: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        if pretrained is not True:
+            raise
+        raise OSError(
+            f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); "
+            "give the path of a local copy for `pretrained`"
+        ) from error
 
 
 def _weights(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The project's own checkpoints, and the conversion of released ones."""
 
 import json
+import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,15 @@ def test_refused_conversions(released: dict[str, Tensor], tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"\.safetensors"):
         checkpoint.convert_official(tmp_path / "incomplete.pth", tmp_path / "a.pth")
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    with pytest.raises(OSError, match=r"iformer_small: its weights could not be fetched \(no route\); give the path"):
+        checkpoint.create("iformer_small", pretrained=True)
