@@ -185,7 +185,9 @@ class _CLI(LightningCLI):
         config = self.config[self.subcommand]
         self.run_folder = Path(config.trainer.default_root_dir)
         logger = self._get(self.config_init, "trainer").logger
-        if logger is None or logger is True:
+        if self.subcommand != "fit" and logger is None:
+            kwargs["logger"] = False  # an evaluation would begin the run's metrics.csv anew
+        elif logger is None or logger is True:
             kwargs["logger"] = [type_(self.run_folder, name="", version="") for type_ in (CSVLogger, TensorBoardLogger)]
         self.trainer_defaults["callbacks"] = [
             *([progress_bar()] if config.trainer.enable_progress_bar is not False else []),
