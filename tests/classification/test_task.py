@@ -128,6 +128,7 @@ def command(*arguments: str) -> int:
 def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(recipe(tmp_path, trainer__max_epochs=2))
     run("fit", ["--config", file])
+    history = (tmp_path / "run" / "metrics.csv").read_text()
     metrics = []
     for extra in (["--resume"], [f"--model.init_args.pretrained={tmp_path / 'run'}"]):
         capsys.readouterr()
@@ -139,6 +140,7 @@ def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, caps
         metrics.append(result["metrics"])
     assert metrics[0].keys() == {"test_loss", "test_accuracy", "test_top5"}
     assert metrics[0] == metrics[1]
+    assert (tmp_path / "run" / "metrics.csv").read_text() == history  # the training's, not the tests'
     capsys.readouterr()
     run("validate", ["--config", file, "--resume"])
     assert "val_images/s" in capsys.readouterr().out

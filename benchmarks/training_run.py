@@ -1,0 +1,134 @@
+"""The page of training runs in docs/results/: curves, figures and commands, from the runs' own files.
+
+    iformer fit --config cifar10
+    iformer test --config cifar10 --resume --json --model.init_args.confusion true > runs/cifar10/test.json
+    python -m benchmarks.training_run docs/results/cifar10 runs/cifar10 --metric val_accuracy
+
+Several runs are put side by side. Copies each run's metrics.csv, recipe.yaml and what its test has written, draws
+curve.png and writes README.md. The duration is the time between the first and the last event of the TensorBoard log.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+COPIED = ("metrics.csv", "test.json", "recipe.yaml", "confusion.csv", "per_class.csv")
+COLOURS = ("#0072b2", "#d55e00", "#009e73")
+
+Series = list[tuple[float, float]]
+
+
+def read(file: Path) -> dict[str, Series]:
+    """Of each column of ``metrics.csv`` the values, with the optimiser steps made before them."""
+    columns: dict[str, Series] = {}
+    with open(file, newline="") as opened:
+        for row in csv.DictReader(opened):
+            for name, value in row.items():
+                if name not in ("step", "epoch") and value:
+                    columns.setdefault(name, []).append((int(row["step"]) + 1, float(value)))
+    return columns
+
+
+def minutes(folder: Path) -> float:
+    """Between the first and the last event of a run that was not interrupted."""
+    (file,) = folder.glob("events.out.tfevents.*")
+    events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+    times = [event.wall_time for tag in events.Tags()["scalars"] for event in events.Scalars(tag)]
+    return (max(times) - min(times)) / 60
+
+
+def smooth(values: list[float], memory: float = 0.9) -> list[float]:
+    """Moving average with exponential weights, started at the first value."""
+    averages = values[:1]
+    for value in values[1:]:
+        averages.append(memory * averages[-1] + (1 - memory) * value)
+    return averages
+
+
+def draw(runs: dict[str, dict[str, Series]], metrics: list[str], file: Path) -> None:
+    """Loss of training (smoothed), the metrics on the images held out, and the learning rate, by optimiser steps."""
+    columns = ["loss", *metrics, "lr"]
+    figure = Figure((3.2 * len(columns), 2.8), layout="constrained")
+    for axes, column in zip(figure.subplots(1, len(columns)), columns, strict=True):
+        for (name, run), colour in zip(runs.items(), COLOURS, strict=False):
+            steps, values = map(list, zip(*run[column], strict=True))
+            if column == "loss":
+                axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.25)
+                values = smooth(values)
+            axes.plot(steps, values, color=colour, linewidth=1.2, label=name)
+        label = {"loss": "training loss", "lr": "learning rate"}.get(column, column.replace("_", " "))
+        axes.set(xlabel="optimiser steps", ylabel=label)
+        axes.grid(alpha=0.3)
+    if len(runs) > 1:
+        figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(file, dpi=150)
+
+
+def figures(folder: Path, columns: dict[str, Series], metrics: list[str], test: dict[str, Any]) -> dict[str, str]:
+    """The rows of the table for one run."""
+    rates = sorted(value for _, value in columns["images/s"])
+    rows = {f"`{name}`, weights of the end": f"{value:.4f}" for name, value in test["metrics"].items()}
+    rows |= {f"`{name}`, best of the curve": f"{max(value for _, value in columns[name]):.4f}" for name in metrics}
+    return rows | {
+        "optimiser steps": f"{int(max(step for step, _ in columns['loss'])):,}",
+        "time, evaluations included": f"{minutes(folder):.0f} min",
+        "images/s in training: median (lowest, highest)": f"{rates[len(rates) // 2]:,.1f} "
+        f"({rates[0]:,.1f}, {rates[-1]:,.1f})",
+        "seed": f"{test['seed']}",
+        "machine": test["machine"],
+        "versions": ", ".join(f"{key} {value}" for key, value in test["versions"].items()),
+    }
+
+
+def page(output: Path, columns: dict[str, dict[str, str]], commands: list[str], pictures: list[str]) -> str:
+    """The text."""
+    names = list(columns)
+    keys = dict.fromkeys(key for rows in columns.values() for key in rows)
+    table = [f"| | {' | '.join(names) if len(names) > 1 else ''} |", "|---" * (len(names) + 1) + "|"]
+    table += [f"| {key} | {' | '.join(columns[name].get(key, '') for name in names)} |" for key in keys]
+    return "\n".join(
+        [
+            f"# {output.name}\n",
+            "By `python -m benchmarks.training_run`; every figure comes from the runs' files beside this page.\n",
+            *(f"    {command}" for command in commands),
+            "",
+            *table,
+            "",
+            "![Curves of the training](curve.png)",
+            *(f"\n![{Path(picture).stem}]({picture})" for picture in pictures),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder of the page")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, each with test.json")
+    parser.add_argument("--metric", action="append", required=True, help="columns of metrics.csv to draw")
+    arguments = parser.parse_args()
+    curves, columns, commands, pictures = {}, {}, [], []
+    for run in arguments.runs:
+        folder = arguments.output / run.name if len(arguments.runs) > 1 else arguments.output
+        folder.mkdir(parents=True, exist_ok=True)
+        images = sorted(run.glob("*.png"))
+        for file in [*(run / name for name in COPIED if (run / name).is_file()), *images]:
+            shutil.copyfile(file, folder / file.name)
+        pictures += [str((folder / image.name).relative_to(arguments.output)) for image in images]
+        test = json.loads((run / "test.json").read_text())
+        curves[run.name] = read(run / "metrics.csv")
+        columns[run.name] = figures(run, curves[run.name], arguments.metric, test)
+        commands += [test["command"].replace("iformer test", "iformer fit").split(" --resume")[0], test["command"]]
+    draw(curves, arguments.metric, arguments.output / "curve.png")
+    (arguments.output / "README.md").write_text(page(arguments.output, columns, commands, pictures))
+
+
+if __name__ == "__main__":
+    main()
