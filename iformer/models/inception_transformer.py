@@ -31,6 +31,7 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def depthwise_conv(dim: int, device: Any = None, dtype: Any = None) -> nn.Conv2d:
@@ -191,6 +192,25 @@ class InceptionMixer(nn.Module):
         return self.proj_drop(self.proj(y))  # Eq. 4
 
 
+class FeedForward(Mlp):
+    """The feed-forward network of Eq. 6: linear, GELU, linear. ``(..., C)`` -> ``(..., C)``.
+
+    In training the GELU is computed again in the backward pass, because its output would be a fifth of what a block
+    keeps for that pass. The second linear layer is not: what it saves is known before it is computed.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        if self.training and not torch.jit.is_scripting():
+            random = self.drop1.p > 0
+            return checkpoint(self.project, x, use_reentrant=False, preserve_rng_state=random, determinism_check="none")
+        return self.project(x)
+
+    def project(self, x: Tensor) -> Tensor:
+        """From the hidden width back, ``(..., mlp_ratio * C)`` -> ``(..., C)``."""
+        return self.drop2(self.fc2(self.drop1(self.act(x))))
+
+
 class InceptionBlock(nn.Module):
     """iFormer block: Eqs. 5 and 6, pre-norm residuals around the Inception mixer and the feed-forward network.
 
@@ -222,7 +242,7 @@ class InceptionBlock(nn.Module):
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
         self.norm2 = LayerNorm(dim, eps=1e-6, **dd)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim), drop=proj_drop, **dd)
+        self.mlp = FeedForward(dim, int(mlp_ratio * dim), drop=proj_drop, **dd)
         self.layer_scale2 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
