@@ -174,6 +174,12 @@ class _CLI(LightningCLI):
         Raises:
             ValueError: What a class raised for its arguments, without jsonargparse's account of the types it tried.
         """
+        config = self.config[self.subcommand]
+        self.settings = self.parser.dump(self.config, skip_none=False)
+        if config.resume:  # the checkpoint has all weights: nothing is to be fetched
+            arguments = config.model.init_args
+            for name in [name for name in vars(arguments) if name.startswith("pretrained")]:
+                arguments[name] = False
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -195,7 +201,7 @@ class _CLI(LightningCLI):
             ImagesPerSecond(),
             TrainingHealth(),
             SharedBatchNorm(),
-            Provenance(self.recipe, self.parser.dump(self.config, skip_none=False)),
+            Provenance(self.recipe, self.settings),
         ]
         kwargs["plugins"] = [*(self._get(self.config_init, "trainer").plugins or []), checkpoints.AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)

@@ -146,6 +146,15 @@ def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, caps
     assert "val_images/s" in capsys.readouterr().out
 
 
+def test_nothing_is_fetched_for_a_run_that_has_its_own_weights(tmp_path: Path) -> None:
+    file = str(recipe(tmp_path))
+    run("fit", ["--config", file, "--trainer.max_epochs=2"])
+    absent = f"--model.init_args.pretrained={tmp_path / 'absent'}"
+    with pytest.raises((ValueError, OSError), match="absent"):
+        run("test", ["--config", file, absent])
+    assert run("test", ["--config", file, absent, "--resume"])["metrics"]["test_loss"] > 0
+
+
 def test_odd_batches_cannot_be_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("fit", f"--config={recipe(tmp_path)}", "--data.init_args.batch_size=3") == 2
     assert "data.init_args.batch_size is 3, but Mixup" in capsys.readouterr().err.splitlines()[-1]
