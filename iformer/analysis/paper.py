@@ -15,7 +15,7 @@ class Row:
         method: The paper's name for the model.
         parameters: Millions.
         multiply_adds: Billions.
-        size: Side of the (test) images in pixels.
+        size: Height and width of the (test) images in pixels.
         accuracies: One for each of the table's ``accuracies``, '-' where the paper gives none.
         model: timm's name for the model, '' if timm has none.
         model_args: Arguments that make timm's model this one.
@@ -27,7 +27,7 @@ class Row:
     method: str
     parameters: str
     multiply_adds: str
-    size: int
+    size: tuple[int, int]
     accuracies: tuple[str, ...]
     model: str = ""
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -62,79 +62,79 @@ _RAMP = "The paper does not print this ramp's heads per block; the preset's give
 # fmt: off
 TABLE_1 = PaperTable(1, "Classification on ImageNet-1K", ("top-1", "top-5"), (
     # about 20 M parameters
-    Row("RSB-ResNet-50",  "26",  "4.1",  224, ("80.4", "-"),    "resnet50", kind=_CNN),
-    Row("ConvNeXt-T",     "28",  "4.5",  224, ("82.1", "-"),    "convnext_tiny", kind=_CNN),
-    Row("DeiT-S",         "22",  "4.6",  224, ("79.8", "95.0"), "deit_small_patch16_224", kind=_VIT),
-    Row("PVT-S",          "25",  "3.8",  224, ("79.8", "-"),    "pvt_v2_b2", kind=_VIT, **_PVT_V2),
-    Row("T2T-14",         "22",  "5.2",  224, ("80.7", "-"),    kind=_VIT),
-    Row("Swin-T",         "29",  "4.5",  224, ("81.3", "95.5"), "swin_tiny_patch4_window7_224", kind=_VIT),
-    Row("Focal-T",        "29",  "4.9",  224, ("82.2", "95.9"), kind=_VIT),
-    Row("CSwin-T",        "23",  "4.3",  224, ("82.7", "-"),    kind=_VIT),
-    Row("CvT-13",         "20",  "4.5",  224, ("81.6", "-"),    kind=_HYBRID),
-    Row("CoAtNet-0",      "25",  "4.2",  224, ("81.6", "-"),    "coatnet_0_224", kind=_HYBRID, note=_COATNET),
-    Row("Container",      "22",  "8.1",  224, ("82.7", "-"),    kind=_HYBRID),
-    Row("ViTAE-S",        "24",  "5.6",  224, ("82.0", "95.9"), kind=_HYBRID),
-    Row("ViTAEv2-S",      "19",  "5.7",  224, ("82.6", "96.2"), kind=_HYBRID),
-    Row("UniFormer-S",    "22",  "3.6",  224, ("82.9", "-"),    kind=_HYBRID),
-    Row("iFormer-S",      "20",  "4.8",  224, ("83.4", "96.6"), "iformer_small", kind=_HYBRID),
+    Row("RSB-ResNet-50",  "26",  "4.1",  (224, 224), ("80.4", "-"),    "resnet50", kind=_CNN),
+    Row("ConvNeXt-T",     "28",  "4.5",  (224, 224), ("82.1", "-"),    "convnext_tiny", kind=_CNN),
+    Row("DeiT-S",         "22",  "4.6",  (224, 224), ("79.8", "95.0"), "deit_small_patch16_224", kind=_VIT),
+    Row("PVT-S",          "25",  "3.8",  (224, 224), ("79.8", "-"),    "pvt_v2_b2", kind=_VIT, **_PVT_V2),
+    Row("T2T-14",         "22",  "5.2",  (224, 224), ("80.7", "-"),    kind=_VIT),
+    Row("Swin-T",         "29",  "4.5",  (224, 224), ("81.3", "95.5"), "swin_tiny_patch4_window7_224", kind=_VIT),
+    Row("Focal-T",        "29",  "4.9",  (224, 224), ("82.2", "95.9"), kind=_VIT),
+    Row("CSwin-T",        "23",  "4.3",  (224, 224), ("82.7", "-"),    kind=_VIT),
+    Row("CvT-13",         "20",  "4.5",  (224, 224), ("81.6", "-"),    kind=_HYBRID),
+    Row("CoAtNet-0",      "25",  "4.2",  (224, 224), ("81.6", "-"),    "coatnet_0_224", kind=_HYBRID, note=_COATNET),
+    Row("Container",      "22",  "8.1",  (224, 224), ("82.7", "-"),    kind=_HYBRID),
+    Row("ViTAE-S",        "24",  "5.6",  (224, 224), ("82.0", "95.9"), kind=_HYBRID),
+    Row("ViTAEv2-S",      "19",  "5.7",  (224, 224), ("82.6", "96.2"), kind=_HYBRID),
+    Row("UniFormer-S",    "22",  "3.6",  (224, 224), ("82.9", "-"),    kind=_HYBRID),
+    Row("iFormer-S",      "20",  "4.8",  (224, 224), ("83.4", "96.6"), "iformer_small", kind=_HYBRID),
     # about 50 M
-    Row("RSB-ResNet-101", "45",  "7.9",  224, ("81.5", "-"),    "resnet101", kind=_CNN),
-    Row("RSB-ResNet-152", "60",  "11.6", 224, ("82.0", "-"),    "resnet152", kind=_CNN),
-    Row("ConvNeXt-S",     "50",  "8.7",  224, ("83.1", "-"),    "convnext_small", kind=_CNN),
-    Row("PVT-L",          "61",  "9.8",  224, ("81.7", "-"),    "pvt_v2_b4", kind=_VIT, **_PVT_V2),
-    Row("T2T-24",         "64",  "13.2", 224, ("82.2", "-"),    kind=_VIT),
-    Row("Swin-S",         "50",  "8.7",  224, ("83.0", "96.2"), "swin_small_patch4_window7_224", kind=_VIT),
-    Row("Focal-S",        "51",  "9.1",  224, ("83.5", "96.2"), kind=_VIT),
-    Row("CSwin-S",        "35",  "6.9",  224, ("83.6", "-"),    kind=_VIT),
-    Row("CvT-21",         "32",  "7.1",  224, ("82.5", "-"),    kind=_HYBRID),
-    Row("CoAtNet-1",      "42",  "8.4",  224, ("83.3", "-"),    "coatnet_1_224", kind=_HYBRID, note=_COATNET),
-    Row("ViTAEv2-48M",    "49",  "13.3", 224, ("83.8", "96.6"), kind=_HYBRID),
-    Row("UniFormer-B",    "50",  "8.3",  224, ("83.9", "-"),    kind=_HYBRID),
-    Row("iFormer-B",      "48",  "9.4",  224, ("84.6", "97.0"), "iformer_base", kind=_HYBRID),
+    Row("RSB-ResNet-101", "45",  "7.9",  (224, 224), ("81.5", "-"),    "resnet101", kind=_CNN),
+    Row("RSB-ResNet-152", "60",  "11.6", (224, 224), ("82.0", "-"),    "resnet152", kind=_CNN),
+    Row("ConvNeXt-S",     "50",  "8.7",  (224, 224), ("83.1", "-"),    "convnext_small", kind=_CNN),
+    Row("PVT-L",          "61",  "9.8",  (224, 224), ("81.7", "-"),    "pvt_v2_b4", kind=_VIT, **_PVT_V2),
+    Row("T2T-24",         "64",  "13.2", (224, 224), ("82.2", "-"),    kind=_VIT),
+    Row("Swin-S",         "50",  "8.7",  (224, 224), ("83.0", "96.2"), "swin_small_patch4_window7_224", kind=_VIT),
+    Row("Focal-S",        "51",  "9.1",  (224, 224), ("83.5", "96.2"), kind=_VIT),
+    Row("CSwin-S",        "35",  "6.9",  (224, 224), ("83.6", "-"),    kind=_VIT),
+    Row("CvT-21",         "32",  "7.1",  (224, 224), ("82.5", "-"),    kind=_HYBRID),
+    Row("CoAtNet-1",      "42",  "8.4",  (224, 224), ("83.3", "-"),    "coatnet_1_224", kind=_HYBRID, note=_COATNET),
+    Row("ViTAEv2-48M",    "49",  "13.3", (224, 224), ("83.8", "96.6"), kind=_HYBRID),
+    Row("UniFormer-B",    "50",  "8.3",  (224, 224), ("83.9", "-"),    kind=_HYBRID),
+    Row("iFormer-B",      "48",  "9.4",  (224, 224), ("84.6", "97.0"), "iformer_base", kind=_HYBRID),
     # about 100 M
-    Row("RegNetY-16GF",   "84",  "16.0", 224, ("82.9", "-"),    "regnety_160", kind=_CNN),
-    Row("ConvNeXt-B",     "89",  "15.4", 224, ("83.8", "-"),    "convnext_base", kind=_CNN),
-    Row("DeiT-B",         "86",  "17.5", 224, ("81.8", "95.6"), "deit_base_patch16_224", kind=_VIT),
-    Row("Swin-B",         "88",  "15.4", 224, ("83.3", "96.5"), "swin_base_patch4_window7_224", kind=_VIT),
-    Row("Focal-B",        "90",  "16.0", 224, ("83.8", "96.5"), kind=_VIT),
-    Row("CSwin-B",        "78",  "15.0", 224, ("84.2", "-"),    kind=_VIT),
-    Row("BoTNet-T7",      "79",  "19.3", 256, ("84.2", "-"),    kind=_HYBRID),
-    Row("CoAtNet-3",      "168", "34.7", 224, ("84.5", "-"),    "coatnet_3_224", kind=_HYBRID, note=_COATNET),
-    Row("ViTAEv2-B",      "90",  "24.3", 224, ("84.6", "96.9"), kind=_HYBRID),
-    Row("iFormer-L",      "87",  "14.0", 224, ("84.8", "97.0"), "iformer_large", kind=_HYBRID),
+    Row("RegNetY-16GF",   "84",  "16.0", (224, 224), ("82.9", "-"),    "regnety_160", kind=_CNN),
+    Row("ConvNeXt-B",     "89",  "15.4", (224, 224), ("83.8", "-"),    "convnext_base", kind=_CNN),
+    Row("DeiT-B",         "86",  "17.5", (224, 224), ("81.8", "95.6"), "deit_base_patch16_224", kind=_VIT),
+    Row("Swin-B",         "88",  "15.4", (224, 224), ("83.3", "96.5"), "swin_base_patch4_window7_224", kind=_VIT),
+    Row("Focal-B",        "90",  "16.0", (224, 224), ("83.8", "96.5"), kind=_VIT),
+    Row("CSwin-B",        "78",  "15.0", (224, 224), ("84.2", "-"),    kind=_VIT),
+    Row("BoTNet-T7",      "79",  "19.3", (256, 256), ("84.2", "-"),    kind=_HYBRID),
+    Row("CoAtNet-3",      "168", "34.7", (224, 224), ("84.5", "-"),    "coatnet_3_224", kind=_HYBRID, note=_COATNET),
+    Row("ViTAEv2-B",      "90",  "24.3", (224, 224), ("84.6", "96.9"), kind=_HYBRID),
+    Row("iFormer-L",      "87",  "14.0", (224, 224), ("84.8", "97.0"), "iformer_large", kind=_HYBRID),
 ))
 
 TABLE_2 = PaperTable(2, "Classification on ImageNet-1K at larger resolution", ("top-1",), (
-    Row("EfficientNet-B5",   "30",  "9.9",  456, ("83.6",), "tf_efficientnet_b5"),
-    Row("EfficientNetV2-S",  "22",  "8.5",  384, ("83.9",), "tf_efficientnetv2_s"),
-    Row("CSwin-T ↑384",      "23",  "14.0", 384, ("84.3",)),
-    Row("CvT-13 ↑384",       "20",  "16.3", 384, ("83.0",)),
-    Row("CoAtNet-0 ↑384",    "20",  "13.4", 384, ("83.9",), "coatnet_0_224", {"img_size": 384},
+    Row("EfficientNet-B5",   "30",  "9.9",  (456, 456), ("83.6",), "tf_efficientnet_b5"),
+    Row("EfficientNetV2-S",  "22",  "8.5",  (384, 384), ("83.9",), "tf_efficientnetv2_s"),
+    Row("CSwin-T ↑384",      "23",  "14.0", (384, 384), ("84.3",)),
+    Row("CvT-13 ↑384",       "20",  "16.3", (384, 384), ("83.0",)),
+    Row("CoAtNet-0 ↑384",    "20",  "13.4", (384, 384), ("83.9",), "coatnet_0_224", {"img_size": 384},
         note=f"{_COATNET} The paper's Table 1 gives the same network 25 M."),
-    Row("ViTAEv2-S ↑384",    "19",  "17.8", 384, ("83.8",)),
-    Row("iFormer-S ↑384",    "20",  "16.1", 384, ("84.6",), "iformer_small_384", note=_AT_384),
-    Row("EfficientNet-B7",   "66",  "39.2", 600, ("84.3",), "tf_efficientnet_b7"),
-    Row("EfficientNetV2-M",  "54",  "25.0", 480, ("85.1",), "tf_efficientnetv2_m"),
-    Row("ViTAEv2-48M ↑384",  "49",  "41.1", 384, ("84.7",)),
-    Row("CSwin-S ↑384",      "35",  "22.0", 384, ("85.0",)),
-    Row("CoAtNet-1 ↑384",    "42",  "27.4", 384, ("85.1",), "coatnet_1_224", {"img_size": 384}, note=_COATNET),
-    Row("iFormer-B ↑384",    "48",  "30.5", 384, ("85.7",), "iformer_base_384", note=_AT_384),
-    Row("EfficientNetV2-L",  "121", "53",   480, ("85.7",), "tf_efficientnetv2_l"),
-    Row("Swin-B ↑384",       "88",  "47.0", 384, ("84.2",), "swin_base_patch4_window12_384"),
-    Row("CSwin-B ↑384",      "78",  "47.0", 384, ("85.4",)),
-    Row("ViTAEv2-B ↑384",    "90",  "74.4", 384, ("85.3",)),
-    Row("CoAtNet-2 ↑384",    "75",  "49.8", 384, ("85.7",), "coatnet_2_224", {"img_size": 384}, note=_COATNET),
-    Row("iFormer-L ↑384",    "87",  "45.3", 384, ("85.8",), "iformer_large_384", note=_AT_384),
+    Row("ViTAEv2-S ↑384",    "19",  "17.8", (384, 384), ("83.8",)),
+    Row("iFormer-S ↑384",    "20",  "16.1", (384, 384), ("84.6",), "iformer_small_384", note=_AT_384),
+    Row("EfficientNet-B7",   "66",  "39.2", (600, 600), ("84.3",), "tf_efficientnet_b7"),
+    Row("EfficientNetV2-M",  "54",  "25.0", (480, 480), ("85.1",), "tf_efficientnetv2_m"),
+    Row("ViTAEv2-48M ↑384",  "49",  "41.1", (384, 384), ("84.7",)),
+    Row("CSwin-S ↑384",      "35",  "22.0", (384, 384), ("85.0",)),
+    Row("CoAtNet-1 ↑384",    "42",  "27.4", (384, 384), ("85.1",), "coatnet_1_224", {"img_size": 384}, note=_COATNET),
+    Row("iFormer-B ↑384",    "48",  "30.5", (384, 384), ("85.7",), "iformer_base_384", note=_AT_384),
+    Row("EfficientNetV2-L",  "121", "53",   (480, 480), ("85.7",), "tf_efficientnetv2_l"),
+    Row("Swin-B ↑384",       "88",  "47.0", (384, 384), ("84.2",), "swin_base_patch4_window12_384"),
+    Row("CSwin-B ↑384",      "78",  "47.0", (384, 384), ("85.4",)),
+    Row("ViTAEv2-B ↑384",    "90",  "74.4", (384, 384), ("85.3",)),
+    Row("CoAtNet-2 ↑384",    "75",  "49.8", (384, 384), ("85.7",), "coatnet_2_224", {"img_size": 384}, note=_COATNET),
+    Row("iFormer-L ↑384",    "87",  "45.3", (384, 384), ("85.8",), "iformer_large_384", note=_AT_384),
 ))
 
 TABLE_5 = PaperTable(5, "Ablation of the Inception mixer and the frequency ramp, 100 epochs", ("top-1",), (
     # the mixer
-    Row("attention",                    "21", "5.2", 224, ("80.8",), "iformer_small_attention"),
-    Row("attention + max-pool",         "20", "4.9", 224, ("81.0",), "iformer_small_attention_pool"),
-    Row("attention + max-pool + conv",  "20", "4.8", 224, ("81.2",), "iformer_small"),
+    Row("attention",                    "21", "5.2", (224, 224), ("80.8",), "iformer_small_attention"),
+    Row("attention + max-pool",         "20", "4.9", (224, 224), ("81.0",), "iformer_small_attention_pool"),
+    Row("attention + max-pool + conv",  "20", "4.8", (224, 224), ("81.2",), "iformer_small"),
     # the ramp, from the lowest to the highest layers
-    Row("Cl/C falls, Ch/C rises",       "19", "4.7", 224, ("80.5",), "iformer_small_ramp_down", note=_RAMP),
-    Row("Cl/C = Ch/C",                  "19", "4.7", 224, ("80.7",), "iformer_small_ramp_flat", note=_RAMP),
-    Row("Cl/C rises, Ch/C falls",       "20", "4.8", 224, ("81.2",), "iformer_small"),
+    Row("Cl/C falls, Ch/C rises",       "19", "4.7", (224, 224), ("80.5",), "iformer_small_ramp_down", note=_RAMP),
+    Row("Cl/C = Ch/C",                  "19", "4.7", (224, 224), ("80.7",), "iformer_small_ramp_flat", note=_RAMP),
+    Row("Cl/C rises, Ch/C falls",       "20", "4.8", (224, 224), ("81.2",), "iformer_small"),
 ))
 # fmt: on

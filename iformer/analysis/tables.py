@@ -78,7 +78,7 @@ class MeasuredTable:
 
 
 def _classifier(row: Row) -> Complexity:
-    return count(build(row.model, **row.model_args), (3, row.size, row.size))
+    return count(build(row.model, **row.model_args), (3, *row.size))
 
 
 # How each table is counted and measured.
@@ -152,7 +152,7 @@ def _row_document(table: PaperTable, row: MeasuredRow) -> dict[str, Any]:
     return {
         "method": row.paper.method,
         "model": row.paper.model,
-        "image_size": row.paper.size,
+        "image_size": list(row.paper.size),
         "parameters": figures(row.parameters),
         "multiply_adds": figures(row.multiply_adds),
         "paper_accuracy": {name: None if value == "-" else float(value) for name, value in accuracies},
@@ -195,10 +195,11 @@ def _terminal_table(table: MeasuredTable) -> Table:
 def cells(row: MeasuredRow) -> list[str]:
     """What a row shows: method, model, image size, three cells for each of the two quantities, accuracies."""
     paper = row.paper
+    height, width = paper.size
     return [
         paper.method,
         paper.model,
-        str(paper.size),
+        f"{height}" if height == width else f"{height}x{width}",
         *row.parameters.texts(),
         *row.multiply_adds.texts(),
         *paper.accuracies,

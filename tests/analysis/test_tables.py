@@ -116,7 +116,7 @@ def test_document_holds_full_precision(measured):
     document = json.loads(json.dumps(tables.document(measured)))
     assert [table["table"] for table in document["tables"]] == [1, 2, 5]
     small = next(row for row in document["tables"][0]["rows"] if row["method"] == "iFormer-S")
-    assert small["model"] == "iformer_small"
+    assert (small["model"], small["image_size"]) == ("iformer_small", [224, 224])
     assert small["parameters"]["ours"] == 19.866344
     assert small["multiply_adds"] == {
         "paper": 4.8,
