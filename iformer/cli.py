@@ -6,7 +6,7 @@ Each verb imports what it needs when it runs, so that --help is instant.
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -91,6 +91,14 @@ def _train_or_evaluate(verb: str, arguments: list[str], as_json: bool) -> None:
     results = run(verb, arguments)
     if as_json:
         print(json.dumps(results, indent=2))
+    elif verb != "fit" and results.get("per_class"):
+        from rich.table import Table
+
+        first, *_ = rows = results["per_class"]
+        table = Table(*first, box=None)
+        for row in rows:
+            table.add_row(*("-" if value is None else str(value) for value in row.values()))
+        _wide_console().print(table)
 
 
 @app.command()
@@ -98,29 +106,46 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files, folders of them.")],
     checkpoint: Annotated[Path, typer.Option(help="Folder of a trained model.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, of a classifier.")] = 32,
+    output: Annotated[Path, typer.Option(help="Folder for a segmenter's pictures.")] = Path("predictions"),
     as_json: Json = False,
 ) -> None:
-    """Print the most probable classes of images; unreadable files in folders are reported and passed over."""
-    from iformer.classification.predict import classify
-    from iformer.models.checkpoint import load
+    """Print the classes of images: the most probable, or for a segmenter those that cover most, and draw them.
+
+    Unreadable files in folders are reported and passed over.
+    """
+    from iformer.models.checkpoint import find, load
     from iformer.training.images import find_images
 
-    model = load(checkpoint)
-    results = classify(model, find_images(images), top, batch_size)
+    folder, config = find(checkpoint)
+    if config["task"] == "segmentation":
+        from iformer.segmentation.predict import segment
+
+        results = segment(folder, config, find_images(images), output)
+    else:
+        from iformer.classification.predict import classify
+
+        results = classify(load(checkpoint), find_images(images), top, batch_size)
     unreadable = [result for result in results if "error" in result]
     if as_json:
         print(json.dumps(results, indent=2))
     else:
         for result in results:
             if "error" not in result:
-                print(result["image"])
-                for entry in result["classes"]:
-                    print(f"  {entry['probability']:7.2%}  {entry['name']}")
+                _print_prediction(result, top)
     for result in unreadable:
         print(f"iformer: error: {result['error']}", file=sys.stderr)
     if len(unreadable) == len(results) or any(Path(result["image"]) in images for result in unreadable):
         raise typer.Exit(2)
+
+
+def _print_prediction(result: dict[str, Any], top: int) -> None:
+    print(result["image"])
+    for entry in result["classes"][:top]:
+        print(f"  {entry.get('probability', entry.get('share')):7.2%}  {entry['name']}")
+    for kind in ("overlay", "labels"):
+        if kind in result:
+            print(f"  {kind}: {result[kind]}")
 
 
 @app.command()

@@ -42,8 +42,11 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def read_image(path: str | Path, channels: int = 3) -> Image.Image:
+def read_image(path: str | Path, channels: int | None = 3, upright: bool = True) -> Image.Image:
     """Read an image file upright, as RGB (``channels=3``) or greyscale (``channels=1``).
+
+    Where labels belong to the pixels as they are stored, ``upright=False`` does not turn them, whatever the camera has
+    noted; ``channels=None`` reads a label map, whose values must not be converted.
 
     Greyscale, palette, CMYK, transparent and 16-bit files are converted; transparency is laid on white.
 
@@ -53,25 +56,28 @@ def read_image(path: str | Path, channels: int = 3) -> Image.Image:
     """
     try:
         with open(path, "rb") as file:
-            return decode_image(file, path, channels)
+            return decode_image(file, path, channels, upright)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except OSError as error:
         raise UnreadableImageError(f"{path}: {error.strerror}") from None
 
 
-def decode_image(file: IO[bytes], name: str | Path, channels: int = 3) -> Image.Image:
+def decode_image(file: IO[bytes], name: str | Path, channels: int | None = 3, upright: bool = True) -> Image.Image:
     """:func:`read_image` for an open file, which errors call ``name``."""
-    mode = {1: "L", 3: "RGB"}[channels]
     try:
         with Image.open(file) as opened:
             opened.load()
-            ImageOps.exif_transpose(opened, in_place=True)  # most are upright already and need no copy
+            if upright:
+                ImageOps.exif_transpose(opened, in_place=True)  # most are upright already and need no copy
     except UnidentifiedImageError:
         raise UnreadableImageError(f"{name}: not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(f"{name}: unreadable image ({error})") from None
     image: Image.Image = opened
+    if channels is None:
+        return image
+    mode = {1: "L", 3: "RGB"}[channels]
     if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip instead of scale
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.has_transparency_data:

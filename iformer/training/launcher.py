@@ -31,7 +31,8 @@ def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Run ``iformer VERB ARGUMENTS``.
 
     Returns:
-        ``metrics``, the last value of each, and where they come from: ``recipe``, ``command``, ``seed`` and so on.
+        ``metrics``, the last value of each, and where they come from: ``recipe``, ``command``, ``seed`` and so on;
+        ``per_class`` too, a row for each class, where the task keeps that.
 
     Raises:
         ValueError: An argument or a key of the recipe is wrong, in one line that names it.
@@ -47,7 +48,9 @@ def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     cli = _CLI(name, args=[verb, *arguments])
     metrics = {name: round(float(value), 6) for name, value in cli.trainer.callback_metrics.items()}
-    return {"recipe": name, "metrics": metrics, **provenance(run_seed())}
+    per_class = getattr(cli.model, "per_class", None)
+    results = {"recipe": name, "metrics": metrics, **({"per_class": per_class} if per_class else {})}
+    return {**results, **provenance(run_seed())}
 
 
 def resolve_recipes(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -18,6 +18,7 @@ class AdamWCosine:
 
     With t the epochs gone by, the rate is ``warmup_lr + t (lr - warmup_lr) / warmup_epochs`` during warm-up, then
     ``min_lr + (lr - min_lr) (1 + cos(pi t / T)) / 2`` up to T, all epochs but the cooldown, and ``min_lr`` from there.
+    A run that has no ``trainer.max_epochs`` but ``trainer.max_steps`` counts steps for epochs throughout.
 
     Args:
         lr: Learning rate after warm-up.
@@ -59,10 +60,11 @@ class AdamWCosine:
         Raises:
             ValueError: The run has no more epochs than its cooldown.
         """
-        epochs = (trainer.max_epochs or 0) - self.cooldown_epochs
+        limit = "max_steps" if trainer.max_epochs == -1 else "max_epochs"
+        epochs = (getattr(trainer, limit) or 0) - self.cooldown_epochs
         if epochs < 1:
             raise ValueError(
-                f"trainer.max_epochs is {trainer.max_epochs}, "
+                f"trainer.{limit} is {getattr(trainer, limit)}, "
                 f"expected more than the {self.cooldown_epochs} of the cooldown"
             )
         global_batch = batch_size * trainer.world_size * trainer.accumulate_grad_batches
@@ -79,6 +81,9 @@ class AdamWCosine:
 
     def update(self, scheduler: Any, trainer: Trainer) -> None:
         """Set the learning rate of the next step, a function of the number of steps taken and nothing else."""
+        if trainer.max_epochs == -1:
+            scheduler.step(trainer.global_step)
+            return
         steps = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
         whole, rest = divmod(trainer.global_step, steps)
         scheduler.step(whole + rest / steps if self.per == "step" else whole)

@@ -1,0 +1,160 @@
+"""Segmentation networks over the feature maps of any timm model: Semantic FPN, and UPerNet."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
+
+from iformer.models import checkpoint
+
+Architecture = Literal["semantic_fpn", "upernet"]
+
+
+class Segmenter(nn.Module):
+    """Backbone and decoder, whose logits are resized to the image's size.
+
+    Args:
+        backbone: Images ``(N, 3, H, W)`` to feature maps, the finest first, each of about half the size of the one
+            before it; timm's ``features_only``.
+        decoder: The list of them, ``(N, C, H, W)``, to logits of the finest one's size.
+    """
+
+    def __init__(self, backbone: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.decoder = backbone, decoder
+        self.channels_last_features = str(getattr(backbone, "output_fmt", "")).endswith("NHWC")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` -> logits ``(N, num_classes, H, W)``, for any height and width that the backbone takes."""
+        features = self.backbone(images)
+        if self.channels_last_features:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        logits = self.decoder(features)
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear")
+
+    def no_weight_decay(self) -> set[str]:
+        """The position embeddings, which timm's ``features_only`` does not name."""
+        return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
+
+
+class SemanticFPNDecoder(nn.Module):
+    """Feature pyramid and head of Semantic FPN (Kirillov et al., "Panoptic Feature Pyramid Networks", 2019, Section 3).
+
+    Args:
+        in_channels: Of the feature maps, the finest first.
+        num_classes: Channels of the logits.
+        neck_channels: Of the pyramid.
+        head_channels: Of the head.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, neck_channels: int = 256, head_channels: int = 128
+    ) -> None:
+        super().__init__()
+        self.neck = FeaturePyramidNetwork(list(in_channels), neck_channels)
+        # A level gets a block for each doubling that takes it to the finest one's size, which itself gets one too.
+        self.levels: Any = nn.ModuleList(
+            nn.ModuleList(
+                Conv2dNormActivation(neck_channels if block == 0 else head_channels, head_channels)
+                for block in range(max(1, level))
+            )
+            for level in range(len(in_channels))
+        )
+        self.classifier = nn.Conv2d(head_channels, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Feature maps, the finest first -> logits of its size."""
+        pyramid = list(self.neck(OrderedDict((str(level), feature) for level, feature in enumerate(features))).values())
+        merged = self.levels[0][0](pyramid[0])
+        for level, blocks in enumerate(self.levels[1:], 1):
+            x = pyramid[level]
+            for finer, block in zip(reversed(pyramid[:level]), blocks, strict=True):
+                x = F.interpolate(block(x), finer.shape[-2:], mode="bilinear")  # twice the size, or one pixel less
+            merged = merged + x
+        return self.classifier(merged)
+
+
+class UPerNetDecoder(nn.Module):
+    """UPerNet (Xiao et al., "Unified Perceptual Parsing for Scene Understanding", 2018) of segmentation_models_pytorch.
+
+    Raises:
+        ModuleNotFoundError: The package is not installed.
+    """
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 512) -> None:
+        super().__init__()
+        try:
+            from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder as Decoder
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("UPerNet needs: pip install segmentation-models-pytorch") from error
+        # It expects the image and a map of stride 2 before the four, and leaves them out.
+        self.decoder = Decoder([3, 0, *in_channels], encoder_depth=5, decoder_channels=channels)
+        self.dropout = nn.Dropout2d(0.1)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Feature maps, the finest first -> logits of its size."""
+        return self.classifier(self.dropout(self.decoder([features[0], features[0], *features])))
+
+
+def semantic_fpn(
+    backbone: str = "iformer_small",
+    num_classes: int = 150,
+    pretrained_backbone: bool | str = False,
+    neck_channels: int = 256,
+    head_channels: int = 128,
+    **backbone_args: Any,
+) -> Segmenter:
+    """Semantic FPN, as in Table 4 of the paper.
+
+    Args:
+        backbone: A timm model with four feature maps or more; the coarsest four are used.
+        num_classes: Channels of the logits.
+        pretrained_backbone: See :func:`iformer.models.checkpoint.create`.
+        neck_channels: Of the feature pyramid.
+        head_channels: Of the head.
+        backbone_args: Of ``timm.create_model``, such as ``drop_path_rate``.
+
+    Raises:
+        ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
+        OSError: The weights cannot be read.
+    """
+    features = _features(backbone, pretrained_backbone, backbone_args)
+    channels = features.feature_info.channels()
+    return Segmenter(features, SemanticFPNDecoder(channels, num_classes, neck_channels, head_channels))
+
+
+def upernet(
+    backbone: str = "iformer_small",
+    num_classes: int = 150,
+    pretrained_backbone: bool | str = False,
+    channels: int = 512,
+    **backbone_args: Any,
+) -> Segmenter:
+    """UPerNet; the arguments are those of :func:`semantic_fpn`, and the decoder's ``channels``.
+
+    Raises:
+        ModuleNotFoundError: segmentation_models_pytorch is not installed.
+        ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
+        OSError: The weights cannot be read.
+    """
+    features = _features(backbone, pretrained_backbone, backbone_args)
+    return Segmenter(features, UPerNetDecoder(features.feature_info.channels(), num_classes, channels))
+
+
+def build(architecture: Architecture, **arguments: Any) -> Segmenter:
+    """:func:`semantic_fpn` or :func:`upernet`, by name.
+
+    Raises:
+        ValueError: There is no such architecture, or an argument is wrong.
+    """
+    if architecture not in get_args(Architecture):
+        raise ValueError(f"architecture is {architecture!r}, expected {' or '.join(get_args(Architecture))}")
+    return semantic_fpn(**arguments) if architecture == "semantic_fpn" else upernet(**arguments)
+
+
+def _features(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> Any:
+    return checkpoint.create(name, pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **arguments)

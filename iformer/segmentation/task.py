@@ -1,0 +1,190 @@
+"""Training and evaluation of segmenters."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from iformer.models import checkpoint
+from iformer.segmentation import inference, metrics, pictures
+from iformer.segmentation.model import Architecture, build
+from iformer.segmentation.transforms import IGNORE
+from iformer.training.optimization import AdamWCosine
+
+PAPER = AdamWCosine(lr=2e-4, min_lr=0.0, base_batch=16, weight_decay=1e-4, warmup_epochs=0, per="step")  # frozen
+
+
+class SegmentationTask(lightning.LightningModule):
+    """Cross entropy over the labelled pixels, mean intersection over union of the whole set.
+
+    Batches are ``(N, 3, H, W)`` images and label maps, 255 where there is no label: ``(N, H, W)`` in training, of any
+    size in evaluation, which is at the label map's.
+
+    Args:
+        backbone: A timm model's name, ``iformer_small`` say.
+        num_classes: Classes; those of the data, if the data names its classes.
+        architecture: ``semantic_fpn``, or ``upernet``, which needs the package segmentation-models-pytorch.
+        pretrained: ``true`` for the released weights of the backbone, or a file of weights, or the folder of a run.
+        model_args: Of the function in :mod:`iformer.segmentation.model`, ``drop_path_rate`` or ``neck_channels`` say.
+        optimization: Optimiser and schedule.
+        window: Height and width of a window that slides over images in evaluation; None takes them whole.
+        flip_test: Average with the mirrored image in evaluation.
+        channels_last: Keep images and weights in the memory format that convolutions prefer.
+        pictures: Show so many images of the test in ``pictures.png``, with their labels and what was predicted.
+
+    Raises:
+        ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
+        OSError: The weights cannot be read.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "iformer_small",
+        num_classes: int = 150,
+        architecture: Architecture = "semantic_fpn",
+        pretrained: bool | str = False,
+        model_args: dict[str, Any] | None = None,
+        optimization: AdamWCosine = PAPER,
+        window: tuple[int, int] | None = None,
+        flip_test: bool = False,
+        channels_last: bool = True,
+        pictures: int = 4,
+    ) -> None:
+        super().__init__()
+        self.network_config = {
+            "architecture": architecture,
+            "backbone": backbone,
+            "num_classes": num_classes,
+            **(model_args or {}),
+        }
+        self.model = build(**self.network_config, pretrained_backbone=pretrained)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
+        self.num_classes, self.optimization = num_classes, optimization
+        self.window, self.flip_test, self.pictures = window, flip_test, pictures
+        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE)
+        self.per_class: list[dict[str, Any]] = []
+        self._shown: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def setup(self, stage: str) -> None:
+        """Compare the classes of data and model; group the parameters while they are whole.
+
+        Raises:
+            ValueError: The data's classes are not as many as the model's.
+        """
+        names = self._of_data("class_names")
+        if names is not None and len(names) != self.num_classes:
+            raise ValueError(
+                f"model.init_args.num_classes is {self.num_classes}, but the data has {len(names)} classes"
+            )
+        self.parameter_groups = self.optimization.parameter_groups(self.model) if stage == "fit" else []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` -> logits ``(N, num_classes, H, W)``."""
+        return self.model(images.contiguous(memory_format=self.memory_format))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch."""
+        images, labels = batch
+        loss = _loss(self(images), labels)
+        self.log("loss", loss, prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to the validation's loss and confusion matrix."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to the test's loss and confusion matrix, and to the pictures."""
+        found = self._evaluate(batch, "test")
+        for image, labels, labels_found in zip(*batch, found, strict=True):
+            if len(self._shown) < self.pictures:
+                self._shown.append((image.cpu(), labels.cpu(), labels_found.cpu()))
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        logits = inference.logits(self, images, self.window, self.flip_test)
+        found = inference.labels(logits, (labels.shape[-2], labels.shape[-1]))
+        self.confusion.update(found, labels.long())
+        # At the size of the image, which may be smaller than that of the label map by much.
+        small = F.interpolate(labels[:, None].float(), logits.shape[-2:]).squeeze(1)
+        self.log(f"{stage}_loss", _loss(logits, small), batch_size=len(labels), sync_dist=True)
+        return found
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the whole set."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the whole set; write ``per_class.csv``, ``confusion.csv`` and the pictures."""
+        confusion = self._finish("test")
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            names = [row["class"] for row in self.per_class]
+            _write(folder / "per_class.csv", [[*self.per_class[0]], *([*row.values()] for row in self.per_class)])
+            rows = zip(names, confusion.tolist(), strict=True)
+            _write(folder / "confusion.csv", [["true", *names], *([name, *counts] for name, counts in rows)])
+            if self._shown:
+                pictures.draw_grid(self._shown, self._of_data("data_config"), folder / "pictures.png")
+        self._shown = []
+
+    def _finish(self, stage: str) -> Tensor:
+        """Log the scores of all ranks' images together; the same on every rank."""
+        confusion = self.confusion.compute()
+        self.confusion.reset()
+        names = self._of_data("class_names") or [f"class {i}" for i in range(self.num_classes)]
+        self.per_class = metrics.per_class(confusion, names)
+        found = metrics.scores(confusion)
+        for name in ("miou", "mean_accuracy", "pixel_accuracy"):
+            self.log(f"{stage}_{name}", found[name].float(), prog_bar=name == "miou")
+        return confusion.cpu()
+
+    def export(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the network for ``iformer predict`` into ``folder``.
+
+        Args:
+            folder: Of the run.
+            state_dict: Of the task, where the weights in memory are only a rank's share.
+        """
+        model = self.model
+        if state_dict is not None:
+            model = build(**self.network_config)
+            prefix = "model."
+            model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
+        config = {"network": self.network_config, **(self._of_data("data_config") or {})}
+        checkpoint.save_assembled(model, folder, "segmentation", config)
+
+    def _of_data(self, name: str) -> Any:
+        """What the datamodule knows, None without one."""
+        return getattr(getattr(self.trainer, "datamodule", None), name, None)
+
+    def configure_optimizers(self) -> Any:
+        """See :class:`~iformer.training.optimization.AdamWCosine`."""
+        batch_size = self._of_data("batch_size")
+        if batch_size is None and self.optimization.base_batch is not None:
+            raise ValueError(
+                "optimization.base_batch scales the learning rate by data.batch_size, which the data lacks"
+            )
+        return self.optimization.configure(self.parameter_groups, self.trainer, batch_size or 0)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """See :class:`~iformer.training.optimization.AdamWCosine`."""
+        self.optimization.update(scheduler, self.trainer)
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of the labelled pixels; 0 where there are none."""
+    labels = labels.long()
+    labelled = (labels != IGNORE).sum().clamp(min=1)
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / labelled
+
+
+def _write(file: Path, rows: list[list[Any]]) -> None:
+    with open(file, "w", newline="") as opened:
+        csv.writer(opened).writerows(rows)
