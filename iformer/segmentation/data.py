@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 
 from iformer.segmentation.transforms import IGNORE, EvaluationTransform, training_transform
@@ -236,6 +236,7 @@ class SegmentationData(lightning.LightningDataModule):
             num_workers=self.settings.num_workers,
             pin_memory=self.settings.pin_memory and torch.cuda.is_available(),
             persistent_workers=self.settings.num_workers > 0,
+            collate_fn=default_collate if training else _collate_whole,
         )
 
     def _table(self) -> np.ndarray:
@@ -250,6 +251,13 @@ class SegmentationData(lightning.LightningDataModule):
         first, ignored = self.settings.first_label, self.settings.ignore_labels
         expected = f"{first} to {first + len(self.class_names) - 1}, the classes"
         return expected + (f", or {', '.join(map(str, ignored))}, which is ignored" if ignored else "")
+
+
+def _collate_whole(samples: list[tuple[Tensor, Tensor]]) -> Any:
+    """A batch of whole images, which must be of one size."""
+    if len({part.shape for sample in samples for part in sample}) > 2:
+        raise ValueError(f"eval_batch_size is {len(samples)}, but images differ in size; expected 1")
+    return default_collate(samples)
 
 
 def default_palette(length: int) -> list[tuple[int, int, int]]:
@@ -286,6 +294,8 @@ def _require_in_range(settings: Any, names: Sequence[str], palette: Sequence[Seq
     for name in ("batch_size", "eval_batch_size"):
         if settings[name] < 1:
             raise ValueError(f"{name} is {settings[name]}, expected 1 or more")
-    for value in (settings.first_label, *settings.ignore_labels):
+    for value in settings.ignore_labels:
         if not 0 <= value < 1 << 16:
-            raise ValueError(f"first_label or ignore_labels is {value}, expected 0 to 65535")
+            raise ValueError(f"ignore_labels is {value}, expected 0 to 65535")
+    if not 0 <= settings.first_label <= (1 << 16) - len(names):
+        raise ValueError(f"first_label is {settings.first_label}, expected 0 to {(1 << 16) - len(names)}")

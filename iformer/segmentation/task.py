@@ -142,7 +142,7 @@ class SegmentationTask(lightning.LightningModule):
         self.per_class = metrics.per_class(confusion, names)
         found = metrics.scores(confusion)
         for name in ("miou", "mean_accuracy", "pixel_accuracy"):
-            self.log(f"{stage}_{name}", found[name].float(), prog_bar=name == "miou")
+            self.log(f"{stage}_{name}", found[name], prog_bar=name == "miou")
         return confusion.cpu()
 
     def export(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
