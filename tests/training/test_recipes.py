@@ -1,5 +1,6 @@
 """Recipes: each parses, builds and trains; mistakes in them are named in one line."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -36,7 +37,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "fashion_mnist"])
+def of_task(task: str) -> list[str]:
+    """The recipes whose model is this task's."""
+    return [name for name in NAMES if f"iformer.{task}.task" in (RECIPES / f"{name}.yaml").read_text()]
+
+
+@pytest.mark.parametrize("name", [name for name in of_task("classification") if name != "fashion_mnist"])
 def test_each_recipe_takes_two_steps(name: str, images: Path, tmp_path: Path) -> None:
     arguments = [f"--data.init_args.root={images}", "--data.init_args.num_workers=0", "--data.init_args.image_size=32"]
     settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
@@ -53,6 +59,28 @@ def test_each_recipe_takes_two_steps(name: str, images: Path, tmp_path: Path) ->
 
 def test_fashion_mnist_recipe_takes_two_steps(small_fashion_mnist: Path, tmp_path: Path) -> None:
     check_two_steps(["--config=fashion_mnist", *SMALL, f"--data.init_args.data_dir={small_fashion_mnist}"], tmp_path)
+
+
+@pytest.mark.parametrize("name", of_task("segmentation"))
+def test_segmentation_recipes_take_two_steps(name: str, tmp_path: Path) -> None:
+    settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    task, data = settings["model"]["init_args"], settings["data"]["init_args"]
+    for split, kind in itertools.product(("train", "val"), ("images", "labels")):
+        folder = tmp_path / "data" / data[f"{split}_{kind}"]
+        folder.mkdir(parents=True)
+        for i in range(4):
+            image = Image.new("L", (40, 40), 1) if kind == "labels" else Image.effect_noise((40, 40), 50)
+            image.save(folder / f"{i}.png")
+    small = {"channels": 8} if task.get("architecture") == "upernet" else {"neck_channels": 8, "head_channels": 8}
+    arguments = [
+        f"--data.init_args.root={tmp_path / 'data'}",
+        "--data.init_args.num_workers=0",
+        "--data.init_args.resize=null",
+        "--data.init_args.crop=[32,32]",
+        f"--model.init_args.model_args={ {**small, **(MODEL if 'nano' not in task['backbone'] else {})} }",
+        "--model.init_args.pretrained=false",
+    ]
+    check_two_steps([f"--config={name}", *SMALL, *arguments], tmp_path / "run")
 
 
 def check_two_steps(arguments: list[str], folder: Path) -> None:
@@ -74,6 +102,9 @@ def test_recipes_follow_the_paper(name: str) -> None:
         assert (epochs, optimization["warmup_epochs"], optimization["weight_decay"]) == (30, 0, 1e-8)
     elif name.startswith("ablation"):
         assert epochs == 110
+    elif name.startswith("ade20k/semantic_fpn"):
+        assert (epochs, settings["trainer"]["max_steps"], optimization["base_batch"]) == (-1, 80_000, 16)
+        assert (optimization["lr"], optimization["weight_decay"]) == (2e-4, 1e-4)
 
 
 def test_finetune_begins_from_local_weights_of_another_size(images: Path, tmp_path: Path) -> None:
@@ -125,6 +156,32 @@ def test_learning_rate_follows_the_formulas(per: str, base_batch: int | None, ac
         if t >= length:
             expected = low
         assert rate == pytest.approx(scale * expected, rel=1e-5), step
+
+
+def test_a_run_counted_in_steps_decays_over_them(tmp_path: Path) -> None:
+    import csv
+
+    lr, low, warmup, steps = 1e-2, 1e-4, 3, 12
+    file = recipe(
+        tmp_path,
+        model__init_args__optimization={
+            "lr": lr, "min_lr": low, "warmup_lr": 0.0, "warmup_epochs": warmup, "base_batch": None, "per": "step",
+        },
+        trainer__max_epochs=-1,
+        trainer__max_steps=steps,  # an epoch and a half
+        trainer__log_every_n_steps=1,
+    )  # fmt: skip
+    run("fit", ["--config", str(file)])
+    with open(tmp_path / "run" / "metrics.csv") as metrics:
+        found = [float(row["lr"]) for row in csv.DictReader(metrics) if row["lr"]]
+    assert found == pytest.approx(
+        [
+            step / warmup * lr if step < warmup else low + (lr - low) * (1 + math.cos(math.pi * step / steps)) / 2
+            for step in range(steps)
+        ],
+        rel=1e-5,
+        abs=1e-12,
+    )
 
 
 @pytest.mark.parametrize(
