@@ -255,6 +255,8 @@ class SegmentationData(lightning.LightningDataModule):
 
 def _collate_whole(samples: list[tuple[Tensor, Tensor]]) -> Any:
     """A batch of whole images, which must be of one size."""
+    if not samples:  # other ranks have one more, and all must take as many steps: an image that does not count
+        return torch.zeros(1, 3, 32, 32), torch.full((1, 32, 32), IGNORE, dtype=torch.uint8)
     if len({part.shape for sample in samples for part in sample}) > 2:
         raise ValueError(f"eval_batch_size is {len(samples)}, but images differ in size; expected 1")
     return default_collate(samples)
