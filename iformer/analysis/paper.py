@@ -57,6 +57,7 @@ _AT_384 = (
     "The paper prints the same parameters at 384 as at 224, but the position embeddings grow with the image: "
     "there are about 1 M more, which the paper leaves out or cuts off."
 )
+_COCO = (800, 1280)
 _RAMP = "The paper does not print this ramp's heads per block; the preset's give the paper's figures."
 
 # fmt: off
@@ -125,6 +126,30 @@ TABLE_2 = PaperTable(2, "Classification on ImageNet-1K at larger resolution", ("
     Row("ViTAEv2-B ↑384",    "90",  "74.4", (384, 384), ("85.3",)),
     Row("CoAtNet-2 ↑384",    "75",  "49.8", (384, 384), ("85.7",), "coatnet_2_224", {"img_size": 384}, note=_COATNET),
     Row("iFormer-L ↑384",    "87",  "45.3", (384, 384), ("85.8",), "iformer_large_384", note=_AT_384),
+))
+
+TABLE_3 = PaperTable(3, "Mask R-CNN on COCO, 1x schedule", ("box AP", "mask AP"), (
+    Row("ResNet50",     "44", "260", _COCO, ("38.0", "34.4"), "resnet50"),
+    Row("PVT-S",        "44", "245", _COCO, ("40.4", "37.8"), "pvt_v2_b2", **_PVT_V2),
+    Row("TwinsP-S",     "44", "245", _COCO, ("42.9", "40.0"), "twins_pcpvt_small"),
+    Row("Twins-S",      "44", "228", _COCO, ("43.4", "40.3"), "twins_svt_small"),
+    Row("Swin-T",       "48", "264", _COCO, ("42.2", "39.1"),
+        "swin_tiny_patch4_window7_224", {"img_size": _COCO}),
+    Row("ViL-S",        "45", "218", _COCO, ("44.9", "41.0")),
+    Row("Focal-T",      "49", "291", _COCO, ("44.8", "41.0")),
+    Row("UniFormer-S",  "41", "269", _COCO, ("45.6", "41.6")),
+    Row("iFormer-S",    "40", "263", _COCO, ("46.2", "41.9"), "iformer_small"),
+    Row("ResNet101",    "63", "336", _COCO, ("40.4", "36.4"), "resnet101"),
+    Row("X101-32",      "63", "340", _COCO, ("41.9", "37.5"), "resnext101_32x4d"),
+    Row("PVT-M",        "64", "302", _COCO, ("42.0", "39.0"), "pvt_v2_b3", **_PVT_V2),
+    Row("TwinsP-B",     "64", "302", _COCO, ("44.6", "40.9"), "twins_pcpvt_base"),
+    Row("Twins-B",      "76", "340", _COCO, ("45.2", "41.5"), "twins_svt_base"),
+    Row("Swin-S",       "69", "354", _COCO, ("44.8", "40.9"),
+        "swin_small_patch4_window7_224", {"img_size": _COCO}),
+    Row("Focal-S",      "71", "401", _COCO, ("47.4", "42.8")),
+    Row("CSwin-S",      "54", "342", _COCO, ("47.9", "43.2")),
+    Row("UniFormer-B",  "69", "399", _COCO, ("47.4", "43.1")),
+    Row("iFormer-B",    "67", "351", _COCO, ("48.3", "43.4"), "iformer_base"),
 ))
 
 TABLE_5 = PaperTable(5, "Ablation of the Inception mixer and the frequency ramp, 100 epochs", ("top-1",), (

@@ -15,10 +15,12 @@ import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor, nn
 
 import iformer
-from iformer.analysis.complexity import Complexity, Convention, build, count
-from iformer.analysis.paper import TABLE_1, TABLE_2, TABLE_5, PaperTable, Row
+from iformer.analysis.complexity import CONVENTIONS, Complexity, Convention, build, count
+from iformer.analysis.paper import TABLE_1, TABLE_2, TABLE_3, TABLE_5, PaperTable, Row
+from iformer.detection.model import Detector, mask_rcnn
 
 Agreement = Literal["agrees", "cut off", "differs", "stand-in"]
 
@@ -60,11 +62,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """A row of the paper and what its model measures: millions of parameters, billions of multiply-adds."""
+    """A row of the paper and what its model measures: millions of parameters, billions of multiply-adds.
+
+    ``multiply_adds`` are counted as the paper's table does it, ``conventions`` in every way.
+    """
 
     paper: Row
     parameters: Comparison
     multiply_adds: Comparison
+    conventions: dict[Convention, Decimal]
 
 
 @dataclass(frozen=True)
@@ -81,13 +87,35 @@ def _classifier(row: Row) -> Complexity:
     return count(build(row.model, **row.model_args), (3, *row.size))
 
 
+class _DetectorCost(nn.Module):
+    """What the toolbox behind Table 3 counted of a detector: 1000 boxes and 100 masks, whatever is in the image."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector: Any = detector
+
+    def forward(self, images: Tensor) -> None:
+        pyramid = self.detector.backbone(images)
+        self.detector.rpn.head(list(pyramid.values()))
+        heads, channels = self.detector.roi_heads, self.detector.backbone.out_channels
+        heads.box_predictor(heads.box_head(images.new_zeros(1000, channels, 7, 7)))
+        heads.mask_predictor(heads.mask_head(images.new_zeros(100, channels, 14, 14)))
+
+
+def _detector(row: Row) -> Complexity:
+    with torch.device("meta"):
+        model = _DetectorCost(mask_rcnn(row.model, num_classes=80, backbone_args=row.model_args))
+    return count(model, (3, *row.size))
+
+
 # How each table is counted and measured.
 _TABLES: dict[int, tuple[PaperTable, Convention, Callable[[Row], Complexity]]] = {
     1: (TABLE_1, "complete", _classifier),
     2: (TABLE_2, "complete", _classifier),
+    3: (TABLE_3, "layers", _detector),
     5: (TABLE_5, "complete", _classifier),
 }
-AWAITED = {"3": "the detection models", "4": "the segmentation models"}
+AWAITED = {"4": "the segmentation models"}
 
 
 def tables(which: str = "all") -> list[MeasuredTable]:
@@ -111,11 +139,13 @@ def _measure(number: int) -> MeasuredTable:
     for row in paper.rows:
         if row.model:
             complexity = measure(row)
+            counts = {name: Decimal(complexity.multiply_adds(name)) / 10**9 for name in CONVENTIONS}
             rows.append(
                 MeasuredRow(
                     row,
                     Comparison(row.parameters, Decimal(complexity.parameters) / 10**6, row.stand_in),
-                    Comparison(row.multiply_adds, Decimal(complexity.multiply_adds(convention)) / 10**9, row.stand_in),
+                    Comparison(row.multiply_adds, counts[convention], row.stand_in),
+                    counts,
                 )
             )
     return MeasuredTable(paper, convention, tuple(rows), tuple(row.method for row in paper.rows if not row.model))
@@ -155,6 +185,7 @@ def _row_document(table: PaperTable, row: MeasuredRow) -> dict[str, Any]:
         "image_size": list(row.paper.size),
         "parameters": figures(row.parameters),
         "multiply_adds": figures(row.multiply_adds),
+        "multiply_adds_by_convention": {name: float(value) for name, value in row.conventions.items()},
         "paper_accuracy": {name: None if value == "-" else float(value) for name, value in accuracies},
         "note": row.paper.note,
     }
@@ -184,16 +215,26 @@ def _terminal_table(table: MeasuredTable) -> Table:
         view.add_column("\npaper", justify="right")
         view.add_column(f"{quantity}\nours", justify="right")
         view.add_column("\ndiff.")
+    for convention in other_conventions(table):
+        view.add_column(f"MACs G\n{convention}", justify="right")
     for accuracy in table.paper.accuracies:
         view.add_column(f"paper's\n{accuracy}", justify="right")
     for row in table.rows:
         style = "bold" if row.paper.model.startswith("iformer") else None
-        view.add_row(*cells(row), style=style)
+        view.add_row(*cells(table, row), style=style)
     return view
 
 
-def cells(row: MeasuredRow) -> list[str]:
-    """What a row shows: method, model, image size, three cells for each of the two quantities, accuracies."""
+def other_conventions(table: MeasuredTable) -> list[Convention]:
+    """Conventions besides the paper's in which a table's multiply-adds are shown.
+
+    None where the paper counts everything: that without attention would say less.
+    """
+    return [] if table.convention == "complete" else ["complete"]
+
+
+def cells(table: MeasuredTable, row: MeasuredRow) -> list[str]:
+    """What a row shows: method, model, image, three cells for each of two quantities, other counts, accuracies."""
     paper = row.paper
     height, width = paper.size
     return [
@@ -202,6 +243,7 @@ def cells(row: MeasuredRow) -> list[str]:
         f"{height}" if height == width else f"{height}x{width}",
         *row.parameters.texts(),
         *row.multiply_adds.texts(),
+        *(f"{row.conventions[convention]:.3f}" for convention in other_conventions(table)),
         *paper.accuracies,
     ]
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from iformer.analysis.complexity import CONVENTIONS, KINDS, build, count
-from iformer.analysis.tables import AWAITED, LEGEND, MARKS, MeasuredTable, cells, notes, versions
+from iformer.analysis.tables import AWAITED, LEGEND, MARKS, MeasuredTable, cells, notes, other_conventions, versions
 
 
 def markdown(measured: Sequence[MeasuredTable]) -> str:
@@ -79,13 +79,14 @@ def _marks() -> list[str]:
 def _table(table: MeasuredTable) -> list[str]:
     header = ["method", "timm model", "pixels", "parameters (M): paper", "ours", "difference"]
     header += ["multiply-adds (G): paper", "ours", "difference"]
+    header += [f"{convention} count" for convention in other_conventions(table)]
     header += [f"paper's {accuracy}" for accuracy in table.paper.accuracies]
     return [
         f"## Table {table.paper.number}: {table.paper.title}",
         "",
         f"Convention: {table.convention}.",
         "",
-        *_grid(header, map(cells, table.rows)),
+        *_grid(header, [cells(table, row) for row in table.rows]),
         "",
         *(f"- {line}" for line in (*_verdicts(table), *notes(table))),
         "",

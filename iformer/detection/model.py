@@ -1,0 +1,138 @@
+"""Mask R-CNN (He et al., 2017) over the feature pyramid of any timm backbone."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm2d, freeze_batch_norm_2d
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from iformer.models import checkpoint
+
+LEVELS = ("0", "1", "2", "3")  # of the pyramid; the fifth, "pool", is for proposals only
+
+
+class PyramidBackbone(nn.Module):
+    """A timm model's last four feature maps, each normalised, and the feature pyramid over them.
+
+    The maps come out of the stages as they are summed, without a norm, so each gets a LayerNorm over its channels, as
+    is the custom with transformer backbones: two parameters a channel, 1,984 in all for iFormer-S, 2,368 for iFormer-B.
+
+    Args:
+        features: timm's feature extractor, four maps ``(N, C_i, H_i, W_i)``.
+        channels: Of every level of the pyramid.
+    """
+
+    def __init__(self, features: nn.Module, channels: int) -> None:
+        super().__init__()
+        info: Any = features.feature_info
+        self.features = features
+        self.norms = nn.ModuleList(LayerNorm2d(width) for width in info.channels())
+        self.fpn = FeaturePyramidNetwork(info.channels(), channels, LastLevelMaxPool())
+        self.out_channels = channels
+        self.strides: list[int] = info.reduction()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """``(N, 3, H, W)`` -> five maps of ``channels``, each half as large as the one before."""
+        maps: dict[str, Tensor] = OrderedDict()
+        features: list[Tensor] = self.features(images)
+        for i, norm in enumerate(self.norms):
+            maps[str(i)] = norm(features[i])
+        return self.fpn(maps)
+
+
+class Detector(MaskRCNN):
+    """torchvision's Mask R-CNN, with what training asks of a timm model.
+
+    Takes a list of images ``(3, H, W)``, of any size and with values from 0 to 1, and resizes and normalises them
+    itself. In training, with targets (``boxes`` as corners, ``labels`` from 1, ``masks``), returns the losses; in
+    evaluation ``boxes``, ``labels``, ``scores`` and ``masks`` ``(n, 1, H, W)`` in the images' own pixels.
+    """
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of the backbone that are not decayed, its position embeddings."""
+        model: Any = self.backbone.features.model
+        return {f"backbone.features.model.{name}" for name in getattr(model, "no_weight_decay", set)()}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in the backbone."""
+        model: Any = self.backbone.features.model
+        model.set_grad_checkpointing(enable)
+
+
+def mask_rcnn(
+    backbone: str = "iformer_small",
+    num_classes: int = 80,
+    pretrained_backbone: bool | str = False,
+    backbone_args: dict[str, Any] | None = None,
+    freeze_batch_norm: bool = False,
+    channels: int = 256,
+    anchor_scale: int = 8,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    **settings: Any,
+) -> Detector:
+    """Mask R-CNN as in the paper's Table 3.
+
+    Five levels, an anchor of three shapes at every place of each, 7x7 features for boxes and 14x14 for masks.
+
+    Args:
+        backbone: A timm model with four maps whose strides double (iFormer, ResNet, ConvNeXt, Swin, PVT v2...).
+        num_classes: Without the background, which is label 0.
+        pretrained_backbone: True for the released weights, or a file of weights, or the folder of a run.
+        backbone_args: Of the backbone, ``drop_path_rate`` say. Swin takes images of any size with
+            ``strict_img_size: false``.
+        freeze_batch_norm: Keep statistics and weights of the backbone's BatchNorms as they are: the few images of a
+            detector's batch are no measure of either.
+        channels: Of the pyramid and the mask head, and a quarter of the box head's.
+        anchor_scale: Side of the anchors over the stride of their level.
+        min_size: Shorter side of the images in the network, in pixels; in training one of several, drawn at random.
+        max_size: The longer side at most.
+        settings: Others of torchvision's ``MaskRCNN``, ``box_score_thresh`` say.
+
+    Raises:
+        ValueError: There is no such backbone or setting, or the backbone has no such maps.
+        OSError: The weights cannot be read.
+    """
+    extraction = {"features_only": True, "feature_cls": "getter", "out_indices": (-4, -3, -2, -1)}
+    features = checkpoint.create(backbone, pretrained_backbone, **extraction, **(backbone_args or {}))
+    if freeze_batch_norm:
+        features = freeze_batch_norm_2d(features)
+    strides = features.feature_info.reduction()
+    if [stride * 8 // strides[0] for stride in strides] != [8, 16, 32, 64]:
+        raise ValueError(f"backbone: {backbone} has maps of stride {strides}, expected four that double")
+    pyramid = PyramidBackbone(features, channels)
+    # A box of 224 pixels is pooled from stride 16 where anchors are 8 strides wide: as many strides at other scales.
+    pool = {"featmap_names": LEVELS, "sampling_ratio": 2, "canonical_scale": 28 * anchor_scale}
+    try:
+        return Detector(
+            pyramid,
+            min_size=min_size,
+            max_size=max_size,
+            image_mean=features.pretrained_cfg["mean"],
+            image_std=features.pretrained_cfg["std"],
+            rpn_anchor_generator=_anchors([*strides, 2 * strides[-1]], anchor_scale),
+            box_roi_pool=MultiScaleRoIAlign(output_size=7, **pool),
+            box_head=TwoMLPHead(channels * 7 * 7, 4 * channels),
+            box_predictor=FastRCNNPredictor(4 * channels, num_classes + 1),
+            mask_roi_pool=MultiScaleRoIAlign(output_size=14, **pool),
+            mask_head=MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
+            mask_predictor=MaskRCNNPredictor(channels, channels, num_classes + 1),
+            **settings,
+        )
+    except TypeError as error:
+        raise ValueError(f"Mask R-CNN with {settings}: {error}") from error
+
+
+def _anchors(strides: Sequence[int], scale: int) -> AnchorGenerator:
+    sizes = tuple((scale * stride,) for stride in strides)
+    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
