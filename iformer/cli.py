@@ -185,7 +185,7 @@ def list_models(as_json: Json = False) -> None:
 
 @app.command()
 def tables(
-    which: Annotated[str, typer.Argument(metavar="[1|2|3|5|all]", help="The paper's number of the table.")] = "all",
+    which: Annotated[str, typer.Argument(metavar="[1|2|3|4|5|all]", help="The paper's number of the table.")] = "all",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a page of Markdown.")] = False,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw Fig. 1(c) into this file instead.")] = None,
     as_json: Json = False,

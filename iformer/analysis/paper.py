@@ -58,6 +58,12 @@ _AT_384 = (
     "there are about 1 M more, which the paper leaves out or cuts off."
 )
 _COCO = (800, 1280)
+_ADE20K = (512, 2048)
+_RESNET_C = "ResNet-C, usual in segmentation, whose stem has three 3x3 convolutions, gives the paper's figures."
+_UPERNET = (
+    "Of the authors' page, not of the paper. The decoder is that of segmentation_models_pytorch, which lacks the "
+    "auxiliary head that is usual in training; with it (0.8 M) the parameters are 49 M too."
+)
 _RAMP = "The paper does not print this ramp's heads per block; the preset's give the paper's figures."
 
 # fmt: off
@@ -150,6 +156,21 @@ TABLE_3 = PaperTable(3, "Mask R-CNN on COCO, 1x schedule", ("box AP", "mask AP")
     Row("CSwin-S",      "54", "342", _COCO, ("47.9", "43.2")),
     Row("UniFormer-B",  "69", "399", _COCO, ("47.4", "43.1")),
     Row("iFormer-B",    "67", "351", _COCO, ("48.3", "43.4"), "iformer_base"),
+))
+
+TABLE_4 = PaperTable(4, "Semantic FPN on ADE20K", ("mIoU",), (
+    Row("ResNet50",        "29", "183", _ADE20K, ("36.7",), "resnet50c", note=_RESNET_C),
+    Row("PVT-S",           "28", "161", _ADE20K, ("39.8",), "pvt_v2_b2", **_PVT_V2),
+    Row("TwinsP-S",        "28", "162", _ADE20K, ("44.3",), "twins_pcpvt_small"),
+    Row("Twins-S",         "28", "144", _ADE20K, ("43.2",), "twins_svt_small"),
+    Row("Swin-T",          "32", "182", _ADE20K, ("41.5",),
+        "swin_tiny_patch4_window7_224", {"img_size": _ADE20K}),
+    Row("UniFormer-S h32", "25", "199", _ADE20K, ("46.2",)),
+    Row("UniFormer-S",     "25", "247", _ADE20K, ("46.6",)),
+    Row("UniFormer-B",     "54", "471", _ADE20K, ("48.0",)),
+    Row("iFormer-S",       "24", "181", _ADE20K, ("48.6",), "iformer_small"),
+    Row("iFormer-S UPerNet", "49", "938", _ADE20K, ("48.4",), "iformer_small", {"architecture": "upernet"},
+        note=_UPERNET),
 ))
 
 TABLE_5 = PaperTable(5, "Ablation of the Inception mixer and the frequency ramp, 100 epochs", ("top-1",), (

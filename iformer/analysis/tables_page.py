@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from iformer.analysis.complexity import CONVENTIONS, KINDS, build, count
-from iformer.analysis.tables import AWAITED, LEGEND, MARKS, MeasuredTable, cells, notes, other_conventions, versions
+from iformer.analysis.tables import LEGEND, MARKS, MeasuredTable, cells, notes, other_conventions, versions
 
 
 def markdown(measured: Sequence[MeasuredTable]) -> str:
@@ -21,8 +21,7 @@ def markdown(measured: Sequence[MeasuredTable]) -> str:
     ]
     for table in measured:
         lines += _table(table)
-    lines += [f"Table {number} comes with {models}." for number, models in AWAITED.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _conventions() -> list[str]:

@@ -78,18 +78,19 @@ class SemanticFPNDecoder(nn.Module):
 
 
 class UPerNetDecoder(nn.Module):
-    """UPerNet (Xiao et al., "Unified Perceptual Parsing for Scene Understanding", 2018) of segmentation_models_pytorch.
+    """UPerNet (Xiao et al., "Unified Perceptual Parsing for Scene Understanding", 2018), segmentation_models_pytorch's.
 
-    Raises:
-        ModuleNotFoundError: The package is not installed.
+    Args:
+        in_channels: Of the feature maps, the finest first.
+        num_classes: Channels of the logits.
+        channels: Of the pyramid.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 512) -> None:
         super().__init__()
-        try:
-            from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder as Decoder
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("UPerNet needs: pip install segmentation-models-pytorch") from error
+        # Imports all of the package, which few need.
+        from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder as Decoder
+
         # It expects the image and a map of stride 2 before the four, and leaves them out.
         self.decoder = Decoder([3, 0, *in_channels], encoder_depth=5, decoder_channels=channels)
         self.dropout = nn.Dropout2d(0.1)
@@ -137,7 +138,6 @@ def upernet(
     """UPerNet; the arguments are those of :func:`semantic_fpn`, and the decoder's ``channels``.
 
     Raises:
-        ModuleNotFoundError: segmentation_models_pytorch is not installed.
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
         OSError: The weights cannot be read.
     """

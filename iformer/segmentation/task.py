@@ -28,7 +28,7 @@ class SegmentationTask(lightning.LightningModule):
     Args:
         backbone: A timm model's name, ``iformer_small`` say.
         num_classes: Classes; those of the data, if the data names its classes.
-        architecture: ``semantic_fpn``, or ``upernet``, which needs the package segmentation-models-pytorch.
+        architecture: ``semantic_fpn`` or ``upernet``.
         pretrained: ``true`` for the released weights of the backbone, or a file of weights, or the folder of a run.
         model_args: Of the function in :mod:`iformer.segmentation.model`, ``drop_path_rate`` or ``neck_channels`` say.
         optimization: Optimiser and schedule.
