@@ -92,13 +92,18 @@ def _train_or_evaluate(verb: str, arguments: list[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps(results, indent=2))
     elif verb != "fit" and results.get("per_class"):
-        from rich.table import Table
+        _print_rows(results["per_class"])
 
-        first, *_ = rows = results["per_class"]
-        table = Table(*first, box=None)
-        for row in rows:
-            table.add_row(*("-" if value is None else str(value) for value in row.values()))
-        _wide_console().print(table)
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None)
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for row in rows:
+        table.add_row(*("-" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+    _wide_console().print(table)
 
 
 @app.command()

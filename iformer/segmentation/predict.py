@@ -43,6 +43,8 @@ def segment(folder: Path, config: dict[str, Any], paths: Sequence[Path], output:
     try:
         model = checkpoint.load_assembled(build(**config["network"]), folder)
         transform = EvaluationTransform(config["resize"], config["mean"], config["std"])
+        class_names, palette = config["class_names"], config["palette"]
+        window, flip = config["window"], config["flip_test"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'}: not a segmenter's ({error})") from error
     output.mkdir(parents=True, exist_ok=True)
@@ -56,12 +58,13 @@ def segment(folder: Path, config: dict[str, Any], paths: Sequence[Path], output:
             results.append({"image": str(path), "error": str(error)})
             continue
         pixels, _ = transform(tv_tensors.Image(torch.from_numpy(image.transpose(2, 0, 1).copy())))
-        labels = inference.labels(model(pixels[None]), image.shape[:2])[0].numpy().astype(np.uint8)
+        logits = inference.logits(model, pixels[None], window, flip)
+        labels = inference.labels(logits, image.shape[:2])[0].numpy().astype(np.uint8)
         files = {"overlay": output / f"{name}_overlay.png", "labels": output / f"{name}_labels.png"}
         pictures.draw_overlay(image, labels, config, files["overlay"])
-        write_labels(labels, config["palette"], files["labels"])
+        write_labels(labels, palette, files["labels"])
         written = {kind: str(file) for kind, file in files.items()}
-        results.append({"image": str(path), **written, "classes": _shares(labels, config["class_names"])})
+        results.append({"image": str(path), **written, "classes": _shares(labels, class_names)})
     return results
 
 

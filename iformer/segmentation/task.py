@@ -33,7 +33,7 @@ class SegmentationTask(lightning.LightningModule):
         model_args: Of the function in :mod:`iformer.segmentation.model`, ``drop_path_rate`` or ``neck_channels`` say.
         optimization: Optimiser and schedule.
         window: Height and width of a window that slides over images in evaluation; None takes them whole.
-        flip_test: Average with the mirrored image in evaluation.
+        flip_test: Average with the mirrored image in evaluation. Like ``window``, ``predict`` will do it too.
         channels_last: Keep images and weights in the memory format that convolutions prefer.
         pictures: Show so many images from all over the test, their labels and what was predicted, in ``pictures.png``.
 
@@ -67,7 +67,7 @@ class SegmentationTask(lightning.LightningModule):
         self.model.to(memory_format=self.memory_format)
         self.num_classes, self.optimization = num_classes, optimization
         self.window, self.flip_test, self.pictures = window, flip_test, pictures
-        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE)
+        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False)
         self.per_class: list[dict[str, Any]] = []
         self._shown: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -132,8 +132,8 @@ class SegmentationTask(lightning.LightningModule):
             _write(folder / "per_class.csv", [[*self.per_class[0]], *([*row.values()] for row in self.per_class)])
             rows = zip(names, confusion.tolist(), strict=True)
             _write(folder / "confusion.csv", [["true", *names], *([name, *counts] for name, counts in rows)])
-            if self._shown:
-                pictures.draw_grid(self._shown, self._of_data("data_config"), folder / "pictures.png")
+            if self._shown and (config := self._of_data("data_config")):
+                pictures.draw_grid(self._shown, config, folder / "pictures.png")
         self._shown = []
 
     def _finish(self, stage: str) -> Tensor:
@@ -159,7 +159,8 @@ class SegmentationTask(lightning.LightningModule):
             model = build(**self.network_config)
             prefix = "model."
             model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
-        config = {"network": self.network_config, **(self._of_data("data_config") or {})}
+        settings = {"network": self.network_config, "window": self.window, "flip_test": self.flip_test}
+        config = {**settings, **(self._of_data("data_config") or {})}
         checkpoint.save_assembled(model, folder, "segmentation", config)
 
     def _of_data(self, name: str) -> Any:
