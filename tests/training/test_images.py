@@ -52,6 +52,18 @@ def test_a_photo_taken_sideways_is_turned_upright(photo: Image.Image, tmp_path: 
     assert bottom[2] > 200
 
 
+def test_a_photo_and_its_label_map_are_read_as_they_are_stored(photo: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg", upright=False).size == (40, 30)
+    labels = Image.new("P", (40, 30), 7)
+    labels.putpalette([9, 9, 9] * 256)
+    labels.save(tmp_path / "a.png", exif=exif)
+    stored = read_image(tmp_path / "a.png", channels=None, upright=False)
+    assert (stored.size, stored.getpixel((0, 0))) == ((40, 30), 7)
+
+
 def test_unreadable_files_are_named(photo: Image.Image, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.effect_noise((200, 200), 80).save(buffer, "JPEG")
