@@ -112,10 +112,15 @@ def predict(
     checkpoint: Annotated[Path, typer.Option(help="Folder of a trained model.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, of a classifier.")] = 32,
-    output: Annotated[Path, typer.Option(help="Folder for a segmenter's pictures.")] = Path("predictions"),
+    output: Annotated[Path, typer.Option(help="Folder for a detector's or segmenter's pictures.")] = Path(
+        "predictions"
+    ),
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score of objects to draw and print.")] = 0.5,
     as_json: Json = False,
 ) -> None:
     """Print the classes of images: the most probable, or for a segmenter those that cover most, and draw them.
+
+    Of a detector, print and draw the objects; --json is in COCO's format.
 
     Unreadable files in folders are reported and passed over.
     """
@@ -123,32 +128,42 @@ def predict(
     from iformer.training.images import find_images
 
     folder, config = find(checkpoint)
+    document: Any
     if config["task"] == "segmentation":
         from iformer.segmentation.predict import segment
 
-        results = segment(folder, config, find_images(images), output)
+        document = results = segment(folder, config, find_images(images), output)
+    elif config["task"] == "detection":
+        from iformer.detection.predict import coco_document, detect
+
+        results = detect(folder, config, find_images(images), output, threshold)
+        document = coco_document(results, config)
     else:
         from iformer.classification.predict import classify
 
-        results = classify(load(checkpoint), find_images(images), top, batch_size)
+        document = results = classify(load(checkpoint), find_images(images), top, batch_size)
     unreadable = [result for result in results if "error" in result]
     if as_json:
-        print(json.dumps(results, indent=2))
+        print(json.dumps(document, indent=2))
     else:
         for result in results:
             if "error" not in result:
-                _print_prediction(result, top)
+                _print_prediction(result, top, threshold)
     for result in unreadable:
         print(f"iformer: error: {result['error']}", file=sys.stderr)
     if len(unreadable) == len(results) or any(Path(result["image"]) in images for result in unreadable):
         raise typer.Exit(2)
 
 
-def _print_prediction(result: dict[str, Any], top: int) -> None:
+def _print_prediction(result: dict[str, Any], top: int, threshold: float) -> None:
     print(result["image"])
-    for entry in result["classes"][:top]:
+    for entry in result.get("classes", [])[:top]:
         print(f"  {entry.get('probability', entry.get('share')):7.2%}  {entry['name']}")
-    for kind in ("overlay", "labels"):
+    for entry in result.get("objects", []):
+        if entry["score"] >= threshold:
+            left, upper, width, height = entry["bbox"]
+            print(f"  {entry['score']:7.2%}  {entry['name']}, {width:.0f}x{height:.0f} at {left:.0f}, {upper:.0f}")
+    for kind in ("overlay", "labels", "picture"):
         if kind in result:
             print(f"  {kind}: {result[kind]}")
 

@@ -1,6 +1,7 @@
 """Mask R-CNN (He et al., 2017) over the feature pyramid of any timm backbone."""
 
-from collections import OrderedDict
+import difflib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from timm.layers import LayerNorm2d, freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, RPNHead, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -17,6 +18,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from iformer.models import checkpoint
 
 LEVELS = ("0", "1", "2", "3")  # of the pyramid; the fifth, "pool", is for proposals only
+ASPECT_RATIOS = (0.5, 1.0, 2.0)  # of the anchors, height over width
 
 
 class PyramidBackbone(nn.Module):
@@ -41,11 +43,33 @@ class PyramidBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """``(N, 3, H, W)`` -> five maps of ``channels``, each half as large as the one before."""
-        maps: dict[str, Tensor] = OrderedDict()
-        features: list[Tensor] = self.features(images)
+        features: list[Tensor] = self.features(images.contiguous(memory_format=torch.channels_last))
+        maps: dict[str, Tensor] = {}
         for i, norm in enumerate(self.norms):
             maps[str(i)] = norm(features[i])
-        return self.fpn(maps)
+        # Anchors and boxes take the maps' dtype, and 16 bits cannot tell neighbouring pixels apart.
+        return {name: level.float() for name, level in self.fpn(maps).items()}
+
+
+class ProposalHead(RPNHead):
+    """torchvision's, with outputs in 32 bits also under autocast: see :class:`PyramidBackbone`."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """For each level ``(N, anchors, H, W)`` scores and ``(N, 4 anchors, H, W)`` offsets."""
+        scores, offsets = [], []
+        for level in x:
+            hidden = self.conv(level)
+            scores.append(self.cls_logits(hidden).float())
+            offsets.append(self.bbox_pred(hidden).float())
+        return scores, offsets
+
+
+class BoxPredictor(FastRCNNPredictor):
+    """torchvision's, with outputs in 32 bits also under autocast."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(n, D)`` -> class scores ``(n, classes)``, offsets ``(n, 4 classes)``."""
+        return self.cls_score(x).float(), self.bbox_pred(x).float()
 
 
 class Detector(MaskRCNN):
@@ -103,6 +127,10 @@ def mask_rcnn(
         ValueError: There is no such backbone or setting, or the backbone has no such maps.
         OSError: The weights cannot be read.
     """
+    known = inspect.signature(MaskRCNN).parameters
+    if unknown := set(settings) - set(known):  # which torchvision would pass over
+        near = difflib.get_close_matches(min(unknown), [*known, *inspect.signature(mask_rcnn).parameters], n=1)
+        raise ValueError(f"Mask R-CNN has no {min(unknown)}{f', did you mean {near[0]}?' if near else ''}")
     extraction = {"features_only": True, "feature_cls": "getter", "out_indices": (-4, -3, -2, -1)}
     features = checkpoint.create(backbone, pretrained_backbone, **extraction, **(backbone_args or {}))
     if freeze_batch_norm:
@@ -113,26 +141,24 @@ def mask_rcnn(
     pyramid = PyramidBackbone(features, channels)
     # A box of 224 pixels is pooled from stride 16 where anchors are 8 strides wide: as many strides at other scales.
     pool = {"featmap_names": LEVELS, "sampling_ratio": 2, "canonical_scale": 28 * anchor_scale}
-    try:
-        return Detector(
-            pyramid,
-            min_size=min_size,
-            max_size=max_size,
-            image_mean=features.pretrained_cfg["mean"],
-            image_std=features.pretrained_cfg["std"],
-            rpn_anchor_generator=_anchors([*strides, 2 * strides[-1]], anchor_scale),
-            box_roi_pool=MultiScaleRoIAlign(output_size=7, **pool),
-            box_head=TwoMLPHead(channels * 7 * 7, 4 * channels),
-            box_predictor=FastRCNNPredictor(4 * channels, num_classes + 1),
-            mask_roi_pool=MultiScaleRoIAlign(output_size=14, **pool),
-            mask_head=MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
-            mask_predictor=MaskRCNNPredictor(channels, channels, num_classes + 1),
-            **settings,
-        )
-    except TypeError as error:
-        raise ValueError(f"Mask R-CNN with {settings}: {error}") from error
+    return Detector(
+        pyramid,
+        min_size=min_size,
+        max_size=max_size,
+        image_mean=features.pretrained_cfg["mean"],
+        image_std=features.pretrained_cfg["std"],
+        rpn_anchor_generator=_anchors([*strides, 2 * strides[-1]], anchor_scale),
+        rpn_head=ProposalHead(channels, len(ASPECT_RATIOS)),
+        box_roi_pool=MultiScaleRoIAlign(output_size=7, **pool),
+        box_head=TwoMLPHead(channels * 7 * 7, 4 * channels),
+        box_predictor=BoxPredictor(4 * channels, num_classes + 1),
+        mask_roi_pool=MultiScaleRoIAlign(output_size=14, **pool),
+        mask_head=MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
+        mask_predictor=MaskRCNNPredictor(channels, channels, num_classes + 1),
+        **settings,
+    )
 
 
 def _anchors(strides: Sequence[int], scale: int) -> AnchorGenerator:
     sizes = tuple((scale * stride,) for stride in strides)
-    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    return AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))

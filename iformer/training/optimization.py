@@ -7,6 +7,7 @@ from lightning import Trainer
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ class AdamWCosine:
                 f"trainer.{limit} is {getattr(trainer, limit)}, "
                 f"expected more than the {self.cooldown_epochs} of the cooldown"
             )
-        global_batch = batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        scale = global_batch / self.base_batch if self.base_batch else 1.0
+        scale = _scale(self.base_batch, trainer, batch_size)
         optimizer = create_optimizer_v2(groups, opt="adamw", lr=self.lr * scale)
         scheduler = CosineLRScheduler(
             optimizer,
@@ -84,6 +84,64 @@ class AdamWCosine:
         if trainer.max_epochs == -1:
             scheduler.step(trainer.global_step)
             return
-        steps = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+        steps = _steps_per_epoch(trainer)
         whole, rest = divmod(trainer.global_step, steps)
         scheduler.step(whole + rest / steps if self.per == "step" else whole)
+
+
+@dataclass(frozen=True)
+class AdamWSteps:
+    """AdamW with linear warm-up, its rate lowered after some epochs: the "1x" and "3x" of detection (Section 4.2).
+
+    The rate belongs to a global batch of ``base_batch`` images and is scaled for another, as in :class:`AdamWCosine`.
+
+    Args:
+        lr: Learning rate after warm-up.
+        base_batch: Global batch that ``lr`` is stated for.
+        weight_decay: Decoupled weight decay; none for vectors and position embeddings.
+        drops: Epochs after each of which the rate is multiplied by ``factor``.
+        factor: See ``drops``.
+        warmup_steps: Steps of linear growth.
+        warmup_factor: Share of ``lr`` that the first step takes.
+    """
+
+    lr: float = 1e-4
+    base_batch: int | None = 16
+    weight_decay: float = 0.05
+    drops: tuple[int, ...] = (8, 11)
+    factor: float = 0.1
+    warmup_steps: int = 500
+    warmup_factor: float = 0.001
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """See :meth:`AdamWCosine.parameter_groups`."""
+        kept: set[str] = getattr(model, "no_weight_decay", set)()
+        return param_groups_weight_decay(model, self.weight_decay, no_weight_decay_list=kept)
+
+    def configure(self, groups: list[dict[str, Any]], trainer: Trainer, batch_size: int) -> dict[str, Any]:
+        """What ``configure_optimizers`` returns, for :meth:`parameter_groups` and images in a batch of one device."""
+        lr = self.lr * _scale(self.base_batch, trainer, batch_size)
+        optimizer = create_optimizer_v2(groups, opt="adamw", lr=lr)
+        scheduler = LambdaLR(optimizer, lambda step: self._share(step, trainer))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _share(self, step: int, trainer: Trainer) -> float:
+        """Of ``lr``, in a step counted from 0."""
+        warmup = self.warmup_factor + (1 - self.warmup_factor) * step / max(self.warmup_steps, 1)
+        # The length of an epoch is not known before the first step.
+        epoch = step // _steps_per_epoch(trainer) if step else 0
+        return min(1.0, warmup) * self.factor ** sum(epoch >= drop for drop in self.drops)
+
+    def update(self, scheduler: Any, trainer: Trainer) -> None:
+        """Set the learning rate of the next step."""
+        scheduler.step()
+
+
+def _scale(base_batch: int | None, trainer: Trainer, batch_size: int) -> float:
+    """The run's global batch over the one that the rates are stated for."""
+    global_batch = batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    return global_batch / base_batch if base_batch else 1.0
+
+
+def _steps_per_epoch(trainer: Trainer) -> int:
+    return -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)

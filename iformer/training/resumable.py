@@ -118,14 +118,19 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
             return self.length // (self.batch_size * self.world_size)
         return -(-self.length // (self.batch_size * self.world_size))
 
+    def order(self, epoch: int) -> Sequence[int]:
+        """The samples in the order of an epoch, all ranks' together: each global batch takes as many as it holds."""
+        if not self.shuffle:
+            return range(self.length)
+        order: list[int] = np.random.default_rng((self.seed, epoch)).permutation(self.length).tolist()
+        return order
+
     def __iter__(self) -> Iterator[list[SampleKey]]:
         # The position is read now, not when the generator is first asked for a batch.
         return self._batches(self.epoch, self.first)
 
     def _batches(self, epoch: int, first: int) -> Iterator[list[SampleKey]]:
-        order: Any = range(self.length)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        order = self.order(epoch)
         places = range(self.rank, self.length, self.world_size)  # of this rank, in the order of the epoch
         count = len(self)
         # Other ranks may have a sample more, and a batch more for it: then ours are spread over as many batches.
@@ -135,7 +140,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
                 part = places[batch * len(places) // count : (batch + 1) * len(places) // count]
             else:
                 part = places[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [SampleKey(epoch, int(order[i // self.repeats]), i % self.repeats) for i in part]
+            yield [SampleKey(epoch, order[i // self.repeats], i % self.repeats) for i in part]
 
 
 class SeededDataset(Dataset[Any]):

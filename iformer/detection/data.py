@@ -1,0 +1,215 @@
+"""The datamodule of detection: images with annotations in COCO's format, joint transforms, batches by aspect ratio."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from iformer.detection.annotations import Annotations, read, targets
+from iformer.training.images import UnreadableImageError, read_image
+from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
+
+Sample = tuple[Tensor, dict[str, Tensor]]
+
+
+class CocoData(lightning.LightningDataModule):
+    """Images with annotations in COCO's format.
+
+    Batches are N images ``(3, H, W)`` of their own size with values from 0 to 1, and N targets, see
+    :func:`iformer.detection.annotations.targets`: the detector resizes and normalises. Training learns nothing from
+    crowd regions, from boxes narrower than a pixel and from empty masks; evaluation takes the annotations as they
+    stand, and ignores what is found in crowd regions. Images without annotations are background.
+
+    Args:
+        root: Folder that the other paths begin from.
+        train_images: Folder of the training images.
+        train_annotations: Their annotation file.
+        val_images: Folder of the validation images.
+        val_annotations: Their annotation file.
+        limit: Use only so many of the first images of each file.
+        batch_size: Images of a training batch, on each device.
+        eval_batch_size: Images of an evaluation batch, on each device; None for ``batch_size``.
+        num_workers: Processes that load images, for each device.
+        pin_memory: Load into page-locked memory, where there is a GPU.
+        hflip: Probability of a horizontal flip.
+
+    Raises:
+        ValueError: An argument is out of range. :meth:`setup` raises it where the files are not as described.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/coco",
+        train_images: str = "train2017",
+        train_annotations: str = "annotations/instances_train2017.json",
+        val_images: str = "val2017",
+        val_annotations: str = "annotations/instances_val2017.json",
+        limit: int | None = None,
+        batch_size: int = 2,
+        eval_batch_size: int | None = None,
+        num_workers: int = 4,
+        pin_memory: bool = True,
+        hflip: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not 0 <= hflip <= 1:
+            raise ValueError(f"hflip is {hflip}, expected 0 to 1")
+        for name, value in (("batch_size", batch_size), ("limit", limit or 1)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more")
+        self.save_hyperparameters(logger=False)
+        self.settings: Any = self.hparams
+        self.batch_size = batch_size
+        self.class_names: tuple[str, ...] = ()
+        self.category_ids: tuple[int, ...] = ()
+        self._splits: dict[str, CocoImages] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the annotations that ``stage`` (fit, validate, test; None for all) needs.
+
+        Raises:
+            FileNotFoundError: There is no such annotation file, or folder of images.
+            ValueError: A file is not in COCO's format, or training and validation differ in their classes.
+        """
+        self._splits = {"val": self._open("val")}
+        if stage in (None, "fit"):
+            self._splits["train"] = self._open("train")
+            train, val = (self._splits[split].annotations for split in ("train", "val"))
+            if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
+                odd = sorted(set(train.class_names) ^ set(val.class_names)) or ["their ids"]
+                raise ValueError(f"{val.path}: its classes are not those of {train.path}: {', '.join(odd[:5])} differ")
+        annotations = self._splits["val"].annotations
+        self.class_names, self.category_ids = annotations.class_names, annotations.category_ids
+
+    def _open(self, split: str) -> "CocoImages":
+        root = Path(self.settings.root)
+        folder = root / self.settings[f"{split}_images"]
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder (images)")
+        annotations = read(root / self.settings[f"{split}_annotations"], self.settings.limit)
+        return CocoImages(folder, annotations, split == "train", self.settings.hflip)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled, augmented batches; from where the trainer stands."""
+        trainer: Any = self.trainer
+        return self._loader("train", self.batch_size, *(position(trainer) if trainer else (0, 0)))
+
+    def val_dataloader(self) -> DataLoader:
+        """Every validation image once."""
+        return self._loader("val", self.settings.eval_batch_size or self.batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        """The validation images: COCO's test annotations are not public."""
+        return self.val_dataloader()
+
+    def _loader(self, split: str, batch_size: int, epoch: int = 0, batch: int = 0) -> DataLoader:
+        images, workers = self._splits[split], self.settings.num_workers
+        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": collate}
+        options["pin_memory"] = self.settings.pin_memory and torch.cuda.is_available()
+        seed = run_seed()
+        if split == "train":
+            batches: ResumableBatchSampler = AspectBatchSampler(images.wide(), batch_size, seed, *ranks)
+        else:
+            batches = ResumableBatchSampler(len(images), batch_size, seed, *ranks, shuffle=False, drop_last=False)
+        batches.start(epoch, batch)
+        return DataLoader(SeededDataset(images, seed), batch_sampler=batches, **options)
+
+
+class CocoImages(Dataset[Sample]):
+    """Images and targets of an annotation file.
+
+    Args:
+        folder: Of the images.
+        annotations: About them.
+        training: Flip at random, and leave out what nothing can be learnt from.
+        hflip: Probability of a horizontal flip, in training.
+    """
+
+    def __init__(self, folder: Path, annotations: Annotations, training: bool, hflip: float) -> None:
+        self.folder, self.annotations, self.training = folder, annotations, training
+        steps = [v2.RandomHorizontalFlip(hflip), v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)]
+        self.transform = v2.Compose(steps if training else [v2.Identity()])
+
+    def __len__(self) -> int:
+        return len(self.annotations.images)
+
+    def wide(self) -> list[bool]:
+        """For each image whether it is wider than high."""
+        return [image["width"] > image["height"] for image in self.annotations.images]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Image ``(3, H, W)`` with values from 0 to 1, and target.
+
+        Raises:
+            UnreadableImageError: The file is missing or damaged, or its size is not the annotated one.
+        """
+        entry = self.annotations.images[index]
+        path = self.folder / entry["file_name"]
+        try:
+            image = read_image(path, upright=False)
+        except FileNotFoundError as error:
+            raise UnreadableImageError(f"{error}, though {self.annotations.path} names it") from None
+        if image.size != (entry["width"], entry["height"]):
+            annotated = f"{entry['width']}x{entry['height']}"
+            raise UnreadableImageError(
+                f"{path}: {image.width}x{image.height} pixels, but {annotated} in {self.annotations.path}"
+            )
+        size = (image.height, image.width)
+        objects = self.annotations.objects[entry["id"]]
+        if self.training:
+            objects = [item for item in objects if not item.get("iscrowd")]
+        target = targets(objects, self.annotations.category_ids, size)
+        if self.training:
+            seen = target["masks"].flatten(1).any(1).bool()
+            target = {name: target[name][seen] for name in ("boxes", "labels", "masks")}
+        target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
+        target["masks"] = tv_tensors.Mask(target["masks"])
+        pixels, target = self.transform(tv_tensors.Image(image), target)
+        plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
+        return pixels.as_subclass(Tensor).float() / 255, plain
+
+
+class AspectBatchSampler(ResumableBatchSampler):
+    """Global batches of images that are all wide or all high, so that little of a batch is padding.
+
+    An epoch's batches are cut from its permutation as they fill up, wide and high ones apart; what fills none in the
+    end makes mixed ones. So as many images are left out as without the grouping, and the order remains a function of
+    seed and epoch.
+
+    Args:
+        wide: Whether each sample is wider than high.
+        batch_size: Samples in a batch of one rank.
+        seed: Of the order.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    def __init__(self, wide: Sequence[bool], batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(len(wide), batch_size, seed, rank, world_size)
+        self.wide = wide
+
+    def order(self, epoch: int) -> list[int]:
+        """See :meth:`ResumableBatchSampler.order`."""
+        whole = self.batch_size * self.world_size
+        full: list[int] = []
+        filling: dict[bool, list[int]] = {True: [], False: []}
+        for sample in super().order(epoch):
+            batch = filling[self.wide[sample]]
+            batch.append(sample)
+            if len(batch) == whole:
+                full += batch
+                batch.clear()
+        return full + filling[True] + filling[False]
+
+
+def collate(samples: Sequence[Sample]) -> tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]:
+    """Images and targets, each apart."""
+    images, labels = zip(*samples, strict=True)
+    return images, labels

@@ -1,0 +1,66 @@
+"""COCO's average precision."""
+
+import numpy as np
+import torch.distributed
+from torch import Tensor
+from torchmetrics.detection import MeanAveragePrecision
+
+KINDS = {"box": "bbox", "mask": "segm"}
+SUMMARY = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
+SUMMARY |= {f"ap_{size}": f"map_{size}" for size in ("small", "medium", "large")}
+
+
+class AveragePrecision(MeanAveragePrecision):
+    """AP of boxes and masks, with at most 100 detections in an image, as ``pycocotools`` computes it.
+
+    ``update`` takes the detector's outputs and the targets of :mod:`iformer.detection.annotations`, in pixels of the
+    images as they are stored. Each rank may have seen another number of images.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            iou_type=("bbox", "segm"),
+            # In double precision, as the reference has them: torchmetrics' own are rounded to single, which moves the
+            # AP of a few hundred objects by 0.001, where a recall falls on a threshold.
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0, 1, 101).tolist(),
+            backend="faster_coco_eval",
+            extended_summary=True,
+        )
+        self.warn_on_many_detections = False
+
+    def update(self, preds: list[dict[str, Tensor]], target: list[dict[str, Tensor]]) -> None:
+        """Add images; masks of detections are probabilities ``(n, 1, H, W)``."""
+        found = [{**image, "masks": image["masks"][:, 0] > 0.5} for image in preds]
+        super().update(found, [{**image, "masks": image["masks"].bool()} for image in target])
+
+    def summary(self) -> dict[str, float]:
+        """``box_ap``, ``box_ap50``, ``box_ap75``, ``box_ap_small`` and so on, from 0 to 1, and the same of masks.
+
+        -1 where there are no objects to be found, of a size say.
+        """
+        self._result = self.compute()
+        return {
+            f"{kind}_{name}": float(self._result[f"{prefix}_{key}"])
+            for kind, prefix in KINDS.items()
+            for name, key in SUMMARY.items()
+        }
+
+    def per_class(self) -> dict[int, dict[str, float]]:
+        """After :meth:`summary`, for each label that occurs: ``box_ap``, ``box_ap50`` and the same of masks."""
+        rows: dict[int, dict[str, float]] = {}
+        for i, label in enumerate(self._result["classes"].reshape(-1).tolist()):
+            rows[label] = {}
+            for kind, prefix in KINDS.items():
+                # (IoU thresholds, recalls, classes, areas, numbers of detections); -1 where there is no object
+                precision = self._result[f"{prefix}_precision"][:, :, i, 0, -1]
+                rows[label] |= {f"{kind}_ap": float(precision.mean()), f"{kind}_ap50": float(precision[0].mean())}
+        return rows
+
+    def _sync_dist(self, *_: object, **__: object) -> None:
+        """Gather what the ranks have seen. torchmetrics' own waits forever where one has seen fewer images."""
+        states = {name: getattr(self, name) for name in self._defaults}
+        gathered: list[dict[str, list]] = [{} for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(gathered, states)
+        for name in self._defaults:
+            setattr(self, name, [item for rank in gathered for item in rank[name]])

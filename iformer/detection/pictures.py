@@ -1,0 +1,85 @@
+"""Pictures of detections."""
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import draw_segmentation_masks
+
+Colour = tuple[int, int, int]
+
+
+def colour(label: int) -> Colour:
+    """A bright colour for each label, neighbours far apart: steps of the golden angle around the circle of hues."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.85, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw(
+    image: Tensor, boxes: Tensor, masks: Tensor, labels: Tensor, scores: Tensor, names: Sequence[str], file: Path
+) -> None:
+    """Write ``image`` with objects: masks in the colours of their classes, boxes, and names with scores.
+
+    Args:
+        image: ``(3, H, W)`` of uint8.
+        boxes: ``(n, 4)`` corners, best object first.
+        masks: ``(n, H, W)`` of bool.
+        labels: ``(n,)`` from 1.
+        scores: ``(n,)``.
+        names: Of the objects; there may be more of them.
+        file: To write.
+    """
+    colours = [colour(label) for label in labels.tolist()]
+    if len(boxes):
+        image = draw_segmentation_masks(image, masks, alpha=0.45, colors=colours)
+    picture = to_pil_image(image)
+    pen = ImageDraw.Draw(picture)
+    size = max(11, round(max(picture.size) / 50))
+    font = ImageFont.truetype(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+    width = max(1, round(size / 7))
+    for box, hue in zip(boxes.tolist(), colours, strict=True):
+        pen.rectangle(_inside(box, picture), outline=hue, width=width)
+    # Names over all boxes, that of the best object on top.
+    written: list[tuple[float, float, float, float]] = []
+    for i, box in enumerate(boxes.tolist()):
+        text = f"{names[i]} {scores[i]:.0%}"
+        written.append(_write(pen, text, _inside(box, picture), colours[i], font, picture.size, written))
+    picture.save(file, quality=92)
+
+
+def _inside(box: Sequence[float], picture: Image.Image) -> tuple[float, float, float, float]:
+    left, top, right, bottom = box
+    return left, top, max(left, min(right, picture.width - 1)), max(top, min(bottom, picture.height - 1))
+
+
+def _write(
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    box: Sequence[float],
+    background: Colour,
+    font: ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+    written: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    """Write ``text`` at a corner of ``box`` where nothing is written yet, if there is one; returns the place taken."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x = min(max(box[0], 0), max(size[0] - width, 0))
+    # Above the box, inside at its top, below it, inside at its bottom.
+    heights = [y for y in (box[1] - height, box[1], box[3], box[3] - height) if 0 <= y <= size[1] - height] or [0]
+    places = [(x, y, x + width, y + height) for y in heights]
+    free = [place for place in places if not any(_overlap(place, taken) for taken in written)]
+    place = (free or places)[0]
+    pen.rectangle(place, fill=background)
+    # Black or white, whichever stands out more.
+    brightness = 0.299 * background[0] + 0.587 * background[1] + 0.114 * background[2]
+    pen.text((place[0] + 2 - left, place[1] + 2 - top), text, fill="black" if brightness > 140 else "white", font=font)
+    return place
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,0 +1,144 @@
+"""Training and evaluation of detectors."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from iformer.detection.metrics import AveragePrecision
+from iformer.detection.model import mask_rcnn
+from iformer.models import checkpoint
+from iformer.training.optimization import AdamWSteps
+
+PAPER = AdamWSteps()  # frozen
+Batch = tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]
+
+
+class DetectionTask(lightning.LightningModule):
+    """Mask R-CNN's five losses, AdamW whose rate falls in steps, COCO's AP of boxes and masks.
+
+    Batches are those of :class:`iformer.detection.data.CocoData`.
+
+    Args:
+        backbone: A timm model's name, ``iformer_small`` say.
+        num_classes: Classes without the background; those of the data, if the data names its classes.
+        pretrained: Of the backbone: ``true`` for the released weights, or a file of weights, or the folder of a run.
+        model_args: Of :func:`iformer.detection.model.mask_rcnn`: ``min_size``, ``max_size``, ``backbone_args``...
+        optimization: Optimiser and schedule.
+        grad_checkpointing: Trade time for memory in training.
+
+    Raises:
+        ValueError: There is no such backbone, an argument is wrong, or the weights do not fit.
+        OSError: The weights cannot be read.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int = 80,
+        pretrained: bool | str = False,
+        model_args: dict[str, Any] | None = None,
+        optimization: AdamWSteps = PAPER,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.architecture = {"backbone": backbone, "num_classes": num_classes, **(model_args or {})}
+        self.model: Any = mask_rcnn(**self.architecture, pretrained_backbone=pretrained)
+        self.model.to(memory_format=torch.channels_last)
+        self.model.set_grad_checkpointing(grad_checkpointing)
+        self.num_classes, self.optimization = num_classes, optimization
+        self.average_precision = AveragePrecision()
+        self.per_class: list[dict[str, Any]] = []
+
+    def setup(self, stage: str) -> None:
+        """Compare the classes of data and model; group the parameters while they are whole.
+
+        Raises:
+            ValueError: The data's classes are not as many as the model's.
+        """
+        names = self._of_data("class_names")
+        if names is not None and len(names) != self.num_classes:
+            raise ValueError(
+                f"model.init_args.num_classes is {self.num_classes}, but the data has {len(names)} classes"
+            )
+        self.parameter_groups = self.optimization.parameter_groups(self.model) if stage == "fit" else []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the five losses."""
+        images, targets = batch
+        losses: dict[str, Tensor] = self.model(list(images), list(targets))
+        loss = torch.stack(list(losses.values())).sum()
+        self.log_dict(losses, batch_size=len(images))
+        self.log("loss", loss, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Detect, and keep what was found until the end."""
+        images, targets = batch
+        self.average_precision.update(self.model(list(images)), list(targets))
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log AP; outside of training, write that of each class too."""
+        self._evaluate("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log AP, write that of each class."""
+        self._evaluate("test")
+
+    def _evaluate(self, stage: str) -> None:
+        for name, value in self.average_precision.summary().items():
+            # Every rank has computed the same, from all images.
+            self.log(f"{stage}_{name}", value, prog_bar=name in ("box_ap", "mask_ap"), rank_zero_only=True)
+        self.per_class = [
+            {"class": self._names()[label - 1], **{name: round(value, 4) for name, value in scores.items()}}
+            for label, scores in self.average_precision.per_class().items()
+        ]
+        self.average_precision.reset()
+        if self.per_class and self.trainer.state.fn != "fit" and self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / "per_class.csv", "w", newline="") as file:
+                writer = csv.DictWriter(file, list(self.per_class[0]))
+                writer.writeheader()
+                writer.writerows(self.per_class)
+
+    def export(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the model for ``iformer predict`` into ``folder``.
+
+        Args:
+            folder: Of the run.
+            state_dict: Of the task, where the weights in memory are only a rank's share.
+        """
+        model = self.model
+        if state_dict is not None:
+            model = mask_rcnn(**self.architecture)
+            prefix = "model."
+            model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
+        ids = self._of_data("category_ids") or range(1, self.num_classes + 1)
+        config = {"model": self.architecture, "class_names": self._names(), "category_ids": list(ids)}
+        checkpoint.save_assembled(model, folder, "detection", config)
+
+    def _names(self) -> list[str]:
+        return [str(name) for name in self._of_data("class_names") or range(1, self.num_classes + 1)]
+
+    def _of_data(self, name: str) -> Any:
+        """What the datamodule knows, None without one."""
+        return getattr(getattr(self.trainer, "datamodule", None), name, None)
+
+    def configure_optimizers(self) -> Any:
+        """See :class:`~iformer.training.optimization.AdamWSteps`."""
+        batch_size = self._of_data("batch_size")
+        if batch_size is None and self.optimization.base_batch is not None:
+            raise ValueError(
+                "optimization.base_batch scales the learning rate by data.batch_size, which the data lacks"
+            )
+        return self.optimization.configure(self.parameter_groups, self.trainer, batch_size or 0)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """See :class:`~iformer.training.optimization.AdamWSteps`."""
+        self.optimization.update(scheduler, self.trainer)

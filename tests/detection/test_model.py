@@ -1,0 +1,84 @@
+from typing import Any
+
+import pytest
+import torch
+
+from iformer.detection.model import mask_rcnn
+
+SMALL: dict[str, Any] = {"num_classes": 3, "channels": 16, "min_size": 64, "max_size": 96}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "arguments"),
+    [
+        ("iformer_nano", {}),
+        ("resnet18", {}),
+        ("convnext_atto", {}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24, "strict_img_size": False}),
+        ("pvt_v2_b0", {}),
+    ],
+)
+def test_backbones_train_and_detect_in_images_of_any_size(backbone: str, arguments: dict) -> None:
+    torch.manual_seed(0)
+    model = mask_rcnn(backbone, backbone_args=arguments, box_score_thresh=0.0, **SMALL)
+    images = [torch.rand(3, 50, 70), torch.rand(3, 61, 40)]
+    targets = []
+    for image in images:
+        mask = torch.zeros(1, *image.shape[1:], dtype=torch.uint8)
+        mask[:, 5:25, 8:30] = 1
+        targets.append({"boxes": torch.tensor([[8.0, 5.0, 30.0, 25.0]]), "labels": torch.tensor([2]), "masks": mask})
+    losses = model(images, targets)
+    assert len(losses) == 5
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.backbone.norms.parameters())
+    model.eval()
+    with torch.no_grad():
+        found = model(images)
+    for image, objects in zip(images, found, strict=True):
+        assert 0 < len(objects["boxes"]) <= 100
+        assert objects["masks"].shape[1:] == (1, *image.shape[1:])
+        assert objects["boxes"][:, 2].max() <= image.shape[2]
+        assert set(objects["labels"].tolist()) <= {1, 2, 3}
+
+
+def test_pyramid_has_five_levels_and_a_norm_on_each_map() -> None:
+    with torch.device("meta"):
+        model = mask_rcnn("iformer_small")
+        levels = model.backbone(torch.zeros(1, 3, 128, 192))
+    assert [tuple(level.shape) for level in levels.values()] == [
+        (1, 256, 32, 48), (1, 256, 16, 24), (1, 256, 8, 12), (1, 256, 4, 6), (1, 256, 2, 3)
+    ]  # fmt: skip
+    assert sum(parameter.numel() for parameter in model.backbone.norms.parameters()) == 1984
+    sizes = [size for (size,) in model.rpn.anchor_generator.sizes]
+    assert sizes == [32, 64, 128, 256, 512]
+
+
+def test_coordinates_stay_in_32_bits_under_autocast() -> None:
+    torch.manual_seed(0)
+    model = mask_rcnn("iformer_nano", box_score_thresh=0.0, **SMALL).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (found,) = model([torch.rand(3, 64, 90)])
+        levels = model.backbone(torch.rand(1, 3, 64, 96))
+    assert {level.dtype for level in levels.values()} == {torch.float32}
+    assert found["boxes"].dtype == found["scores"].dtype == torch.float32
+
+
+def test_frozen_batch_norms_do_not_learn() -> None:
+    model = mask_rcnn("iformer_nano", freeze_batch_norm=True, **SMALL)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    model.train().backbone(torch.rand(1, 3, 64, 64))
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    assert any("running_mean" in name for name in before)
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    torch.manual_seed(0)
+    model = mask_rcnn("iformer_nano", **SMALL)
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        sum(level.square().mean() for level in model.backbone(torch.ones(1, 3, 64, 64)).values()).backward()
+        gradients.append(model.backbone.features.model.stem.conv1.weight.grad.clone())
+    torch.testing.assert_close(*gradients)

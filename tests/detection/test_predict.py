@@ -1,0 +1,164 @@
+"""``iformer predict`` with a detector, and its export."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from iformer import cli
+from iformer.detection.export import export_onnx
+from iformer.detection.model import mask_rcnn
+from iformer.detection.pictures import draw
+from iformer.detection.predict import load
+from iformer.models import checkpoint
+from tests.detection.conftest import MODEL
+
+CONFIG = {
+    "model": {"backbone": "iformer_nano", "num_classes": 3, **MODEL, "box_score_thresh": 0.3},
+    "class_names": ["car", "train", "zebra"],
+    "category_ids": [3, 7, 90],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a detector that finds something everywhere."""
+    folder = tmp_path_factory.mktemp("detector")
+    torch.manual_seed(0)
+    model = mask_rcnn(**CONFIG["model"])
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
+    checkpoint.save_assembled(model, folder, "detection", CONFIG)
+    return folder
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["iformer", "predict", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code or 0
+
+
+def test_json_is_coco_and_the_picture_is_drawn(
+    trained: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    images = [coco / "images" / "11.png", coco / "images" / "12.png"]
+    assert command(monkeypatch, *images, "--checkpoint", trained, "--output", tmp_path / "out", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    (tmp_path / "found.json").write_text(json.dumps(document))
+    found = COCO(tmp_path / "found.json")
+    assert [entry["file_name"] for entry in document["images"]] == [str(image) for image in images]
+    assert document["categories"] == [{"id": 3, "name": "car"}, {"id": 7, "name": "train"}, {"id": 90, "name": "zebra"}]
+    assert document["annotations"]
+    for item in document["annotations"]:
+        entry = document["images"][item["image_id"] - 1]
+        x, y, width, height = item["bbox"]
+        assert 0 <= x <= x + width <= entry["width"] + 0.01
+        assert 0 <= y <= y + height <= entry["height"] + 0.01
+        assert found.annToMask(item).shape == (entry["height"], entry["width"])
+        assert found.annToMask(item).sum() == item["area"]
+        assert 0.3 <= item["score"] <= 1
+    for entry in document["images"]:
+        assert Image.open(entry["picture"]).size == (entry["width"], entry["height"])
+
+
+def test_text_names_objects(
+    trained: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    image = coco / "images" / "11.png"
+    arguments = ["--checkpoint", trained, "--output", tmp_path, "--threshold", 0.3]
+    assert command(monkeypatch, image, *arguments) == 0
+    out = capsys.readouterr().out
+    assert any(name in out for name in CONFIG["class_names"])
+    assert f"picture: {tmp_path / '11.jpg'}" in out
+
+
+def test_same_names_get_pictures_of_their_own_and_bad_files_are_passed_over(
+    trained: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "11.png").write_bytes((coco / "images" / "11.png").read_bytes())
+    (tmp_path / "b" / "bad.jpg").write_text("no image")
+    out = tmp_path / "out"
+    arguments = [tmp_path / "a", tmp_path / "b", "--checkpoint", trained, "--output", out, "--json"]
+    assert command(monkeypatch, *arguments) == 0
+    captured = capsys.readouterr()
+    assert sorted(path.name for path in out.iterdir()) == ["11.jpg", "11_2.jpg"]
+    assert "bad.jpg: not an image" in json.loads(captured.out)["errors"][0]["error"]
+    assert "bad.jpg: not an image" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"class_names": ["car", "train"]}, "differ in number"),
+        ({"model": {**CONFIG["model"], "num_classes": 5}}, "differ in number"),
+        ({"model": {**CONFIG["model"], "channels": 8}}, "weights and config.json do not fit"),
+        ({"model": {"backbone": "iformer_nano", "num_classes": 3, "no_such": 1}}, "no no_such"),
+    ],
+)
+def test_damaged_checkpoints_are_named(trained: Path, tmp_path: Path, change: dict, told: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=told) as error:
+        load(tmp_path, {**CONFIG, **change})
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_drawing_puts_boxes_masks_and_names_where_they_belong(tmp_path: Path) -> None:
+    image = torch.full((3, 200, 300), 128, dtype=torch.uint8)
+    masks = torch.zeros(2, 200, 300, dtype=torch.bool)
+    masks[0, 60:100, 60:140] = masks[1, 120:200, 200:300] = True
+    boxes = torch.tensor([[60.0, 60.0, 140.0, 100.0], [200.0, 120.0, 300.0, 200.0]])
+    draw(image, boxes, masks, torch.tensor([1, 2]), torch.tensor([0.9, 0.8]), ["car", "zebra"], tmp_path / "a.png")
+    drawn = np.asarray(Image.open(tmp_path / "a.png")).astype(int)
+    changed = np.abs(drawn - 128).sum(2) > 0
+    assert changed[80, 100]
+    assert changed[199, 250]
+    assert changed[60, 100]
+    assert changed[50, 62]  # the name, above the box
+    assert not changed[180, 50]
+    draw(image, boxes[:0], masks[:0], torch.tensor([]), torch.tensor([]), [], tmp_path / "b.png")
+    assert (np.asarray(Image.open(tmp_path / "b.png")) == 128).all()
+
+
+ALONE = """
+import json, sys
+import numpy, onnxruntime
+assert "torch" not in sys.modules and "iformer" not in sys.modules
+session = onnxruntime.InferenceSession(sys.argv[1])
+image = numpy.load(sys.argv[2])
+boxes, labels, scores, masks = session.run(["boxes", "labels", "scores", "masks"], {"image": image})
+names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+print(json.dumps({"boxes": boxes.tolist(), "scores": scores.tolist(), "names": [names[i - 1] for i in labels],
+                  "masks": list(masks.shape)}))
+"""
+
+
+def test_exported_detector_runs_without_this_package(trained: Path, coco: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    image = torch.from_numpy(np.asarray(Image.open(coco / "images" / "12.png")).transpose(2, 0, 1) / np.float32(255))
+    difference = export_onnx(trained, CONFIG, tmp_path / "detector.onnx", [torch.rand(3, 50, 70), image])
+    assert difference < 1e-3
+    np.save(tmp_path / "image.npy", image.numpy())
+    arguments = [sys.executable, "-I", "-c", ALONE, str(tmp_path / "detector.onnx"), str(tmp_path / "image.npy")]
+    found = json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=tmp_path).stdout)
+    with torch.inference_mode():
+        (expected,) = load(trained, CONFIG)([image])
+    assert len(found["scores"]) == len(expected["scores"]) > 0
+    assert found["scores"] == pytest.approx(expected["scores"].tolist(), abs=1e-4)
+    assert np.allclose(found["boxes"], expected["boxes"], atol=1e-2)
+    assert found["masks"] == list(expected["masks"].shape)
+    assert set(found["names"]) <= set(CONFIG["class_names"])
+
+
+def test_export_refuses_other_files(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must end in"):
+        export_onnx(trained, CONFIG, tmp_path / "detector.pt")
