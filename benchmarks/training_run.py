@@ -86,7 +86,7 @@ def figures(folder: Path, columns: dict[str, Series], metrics: list[str], test: 
     }
 
 
-def page(output: Path, columns: dict[str, dict[str, str]], commands: list[str], pictures: list[str]) -> str:
+def page(output: Path, columns: dict[str, dict[str, str]], commands: list[str], pictures: list[str], note: str) -> str:
     """The text."""
     names = list(columns)
     keys = dict.fromkeys(key for rows in columns.values() for key in rows)
@@ -100,6 +100,7 @@ def page(output: Path, columns: dict[str, dict[str, str]], commands: list[str], 
             "",
             *table,
             "",
+            *([note, ""] if note else []),
             "![Curves of the training](curve.png)",
             *(f"\n![{Path(picture).stem}]({picture})" for picture in pictures),
             "",
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder of the page")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, each with test.json")
     parser.add_argument("--metric", action="append", required=True, help="columns of metrics.csv to draw")
+    parser.add_argument("--note", default="", help="what a reader must know of the circumstances")
     arguments = parser.parse_args()
     curves, columns, commands, pictures = {}, {}, [], []
     for run in arguments.runs:
@@ -127,7 +129,7 @@ def main() -> None:
         columns[run.name] = figures(run, curves[run.name], arguments.metric, test)
         commands += [test["command"].replace("iformer test", "iformer fit").split(" --resume")[0], test["command"]]
     draw(curves, arguments.metric, arguments.output / "curve.png")
-    (arguments.output / "README.md").write_text(page(arguments.output, columns, commands, pictures))
+    (arguments.output / "README.md").write_text(page(arguments.output, columns, commands, pictures, arguments.note))
 
 
 if __name__ == "__main__":
