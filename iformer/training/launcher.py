@@ -1,12 +1,14 @@
 """``iformer fit | validate | test``: LightningCLI over recipes, whose class_path finds tasks and data."""
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import logging
+import pickle
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from iformer.training import checkpoints
 from iformer.training.callbacks import ImagesPerSecond, SharedBatchNorm, TrainingHealth, progress_bar
@@ -46,11 +49,32 @@ def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
     warnings.filterwarnings("ignore", ".*Experiment logs directory.*")  # see keep_metrics
     name, arguments = resolve_recipes(arguments)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
-    cli = _CLI(name, args=[verb, *arguments])
+    with _user_errors():
+        cli = _CLI(name, args=[verb, *arguments])
     metrics = {name: round(float(value), 6) for name, value in cli.trainer.callback_metrics.items()}
     per_class = getattr(cli.model, "per_class", None)
     results = {"recipe": name, "metrics": metrics, **({"per_class": per_class} if per_class else {})}
     return {**results, **provenance(run_seed())}
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """What Lightning and torch raise for a user's mistake, as a ValueError of one line; Ctrl-C as what it is."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError("the checkpoint is not one, or holds more than weights and plain values") from error
+    except RuntimeError as error:
+        first, _, rest = str(error).partition("\n")
+        if not first.startswith("Error(s) in loading state_dict"):
+            raise
+        raise ValueError(f"the checkpoint does not fit the model: {rest.strip().splitlines()[0].strip()}") from error
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning ends with status 1
+            raise KeyboardInterrupt from end
+        raise
 
 
 def resolve_recipes(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -179,7 +203,7 @@ class _CLI(LightningCLI):
         """
         config = self.config[self.subcommand]
         self.settings = self.parser.dump(self.config, skip_none=False)
-        if config.resume:  # the checkpoint has all weights: nothing is to be fetched
+        if config.resume or config.ckpt_path:  # the checkpoint has all weights: nothing is to be fetched
             arguments = config.model.init_args
             for name in [name for name in vars(arguments) if name.startswith("pretrained")]:
                 arguments[name] = False

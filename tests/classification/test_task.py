@@ -155,6 +155,27 @@ def test_nothing_is_fetched_for_a_run_that_has_its_own_weights(tmp_path: Path) -
     assert run("test", ["--config", file, absent, "--resume"])["metrics"]["test_loss"] > 0
 
 
+def test_mistakes_with_checkpoints_and_devices_take_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(recipe(tmp_path))
+    run("fit", ["--config", file, "--trainer.max_epochs=2"])
+    weights = str(max(tmp_path.glob("run/checkpoints/*.ckpt")))
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    five = ["--model.init_args.num_classes=5", "--data.init_args.classes=5"]
+    mistakes = {
+        "size mismatch": [f"--ckpt_path={weights}", *five],
+        "the checkpoint is not one": [f"--ckpt_path={tmp_path / 'text.ckpt'}"],
+        **({} if torch.cuda.is_available() else {"CUDA": ["--trainer.accelerator=cuda"]}),
+    }
+    for message, arguments in mistakes.items():
+        capsys.readouterr()
+        assert command("test", "--config", file, *arguments) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("iformer: error: ")
+        assert message in last
+
+
 def test_odd_batches_cannot_be_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("fit", f"--config={recipe(tmp_path)}", "--data.init_args.batch_size=3") == 2
     assert "data.init_args.batch_size is 3, but Mixup" in capsys.readouterr().err.splitlines()[-1]
