@@ -1,7 +1,7 @@
 """Frequencies in feature maps: the quantities of the paper's Figs. 1(a), 1(b) and 4.
 
-A map of S pixels a side holds the frequencies 2 pi k / S, k = 0 ... S / 2, in each direction; pi, one change of sign per
-pixel, is the highest (Nyquist). Functions take maps ``(N, C, H, W)`` and treat every image and channel by itself.
+A map of S pixels a side holds the frequencies 2 pi k / S, k = 0 ... S / 2, in each direction; pi, a change of sign at
+every pixel, is the highest (Nyquist). Functions take maps ``(N, C, H, W)`` and treat every image and channel by itself.
 :class:`Frequencies` averages over any number of batches and keeps none of them.
 """
 
@@ -43,8 +43,8 @@ def diagonal_frequencies(height: int, width: int) -> Tensor:
 def half_diagonal(amplitudes: Tensor) -> Tensor:
     """Values from the centre, where both frequencies are 0, to the corner, where both are pi.
 
-    ``(..., H, W)`` -> ``(..., min(H, W) // 2 + 1)``, at :func:`diagonal_frequencies`. Where the sides differ, the longer
-    one is interpolated.
+    ``(..., H, W)`` -> ``(..., min(H, W) // 2 + 1)``, at :func:`diagonal_frequencies`. Where the sides differ, the
+    longer one is interpolated.
     """
     height, width = amplitudes.shape[-2:]
     side = min(height, width)
