@@ -209,12 +209,14 @@ def analyze(
     if as_json:
         print(json.dumps(results, indent=2))
     else:
-        table = Table(*analysis.HEADER, box=None, caption="Shares of high-frequency energy in %; see the report.")
-        for row in analysis.rows(results):
-            table.add_row(*row)
-        if table.rows:
-            _wide_console().print(table)
-        print(*analysis.claims(results), f"Report: {output / 'report.html'}", sep="\n")
+        for each in results["models"]:
+            table = Table(*analysis.HEADER, box=None, title_justify="left")
+            table.title = f"\n{each['model']}: share of high-frequency energy in %, log amplitude at π"
+            for row in analysis.rows(each):
+                table.add_row(*row)
+            if table.rows:
+                _wide_console().print(table)
+        print("", *analysis.claims(results), f"Report: {output / 'report.html'}", sep="\n")
     for message in files.unreadable.values():
         print(f"iformer: error: {message}", file=sys.stderr)
     if any(path in images for path in files.unreadable):

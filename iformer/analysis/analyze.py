@@ -1,5 +1,6 @@
 """`iformer analyze`: what models make of images, as figures, a page and numbers."""
 
+import base64
 import itertools
 import json
 import math
@@ -93,10 +94,8 @@ def analyze(
             subject.class_index(target)  # now rather than after minutes
     found = [_analyze(subject, images, target, cams) for subject in subjects]
     drawn = draw({each.subject.name: each for each in found})
-    with figures.style():
-        for name, figure in drawn.items():
-            for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-                figure.savefig(output / f"{name}.{suffix}", dpi=300, metadata=metadata)
+    for name, figure in drawn.items():
+        figures.save(figure, output / name)
     results = {
         "images": {
             "measured": found[0].measurement.images,
@@ -108,17 +107,21 @@ def analyze(
         "provenance": provenance(seed),
     }
     (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    with figures.style():
-        pictures = [
-            {"caption": _caption(name), "data": report.embedded(figure, dpi=300), "width": figure.get_figwidth()}
-            for name, figure in drawn.items()
-        ]
+    pictures = [
+        {
+            "caption": next(caption for start, caption in CAPTIONS.items() if name.startswith(start)),
+            "data": base64.b64encode((output / f"{name}.png").read_bytes()).decode(),
+            "width": figure.get_figwidth(),
+        }
+        for name, figure in drawn.items()
+    ]
     report.write_page(
         output / "report.html",
         "analysis.html.j2",
         title="What the models see: " + " and ".join(subject.name for subject in subjects),
         results=results,
-        rows=rows(results),
+        header=HEADER,
+        tables={model["model"]: rows(model) for model in results["models"] if model["branches"]},
         claims=claims(results),
         pictures=pictures,
     )
@@ -164,7 +167,7 @@ def explain(subject: Subject, images: Tensor, target: int | None = None) -> Evid
     maps = grad_cam(subject.model, class_layer(subject.model, images), images, classes)
     names = subject.class_names()
     titles = [
-        f"{names[index]} {100 * row[index]:.0f} %" for index, row in zip(classes.tolist(), probabilities, strict=True)
+        f"{names[index]}, {100 * row[index]:.0f} %" for index, row in zip(classes.tolist(), probabilities, strict=True)
     ]
     return Evidence(subject.displayed(images), maps, titles)
 
@@ -190,10 +193,6 @@ def draw(found: Mapping[str, Analysis]) -> dict[str, Figure]:
     if evidence := {name: each.evidence for name, each in found.items() if each.evidence}:
         drawn["grad_cam"] = figures.class_activation(evidence)
     return drawn
-
-
-def _caption(name: str) -> str:
-    return next(caption for start, caption in CAPTIONS.items() if name.startswith(start))
 
 
 def _document(found: Analysis) -> dict[str, Any]:
@@ -255,34 +254,36 @@ def _mean(mean: Mean) -> dict[str, float | None]:
     return {"mean": _number(mean.value), "margin": _number(mean.margin)}
 
 
-HEADER = ("model", "stage", "branch", "input", "operator", "output", "change", "verdict", "at π: in", "out")
+HEADER = ("stage", "branch", "input", "operator", "output", "change", "the branch", "at π: input", "output")
 
 
-def rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The table of the branches: :data:`HEADER`, shares in per cent, the change in percentage points."""
+def rows(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The table of a model's branches: :data:`HEADER`, shares in per cent, the change in percentage points.
+
+    Args:
+        model: One of the results' models.
+    """
 
     def percent(mean: Mapping[str, float | None], sign: str = "") -> str:
-        if mean["mean"] is None:
+        if small or mean["mean"] is None:
             return "-"
         margin = "" if mean["margin"] is None else f" ± {100 * mean['margin']:.1f}"
         return f"{100 * mean['mean']:{sign}.1f}{margin}"
 
     table = []
-    for model in results["models"]:
-        for each in model["branches"]:
-            shares, highest = each["high_frequency_share"], each["log_amplitude_at_pi"]
-            small = each["verdict"] == "map too small"
-            table.append(
-                (
-                    model["model"],
-                    f"{each['stage']} ({each['size'][0]}x{each['size'][1]})",
-                    each["branch"],
-                    *("-" if small else percent(shares[point]) for point in ("input", "operator", "output")),
-                    "-" if small else percent(each["change"], "+"),
-                    each["verdict"],
-                    *("-" if highest[point] is None else f"{highest[point]:+.2f}" for point in ("input", "output")),
-                )
+    for each in model["branches"]:
+        small = each["verdict"] == "map too small"
+        shares, highest = each["high_frequency_share"], each["log_amplitude_at_pi"]
+        table.append(
+            (
+                f"{each['stage']} ({each['size'][0]}x{each['size'][1]})",
+                each["branch"],
+                *(percent(shares[point]) for point in ("input", "operator", "output")),
+                percent(each["change"], "+"),
+                each["verdict"],
+                *("-" if highest[point] is None else f"{highest[point]:+.2f}" for point in ("input", "output")),
             )
+        )
     return table
 
 

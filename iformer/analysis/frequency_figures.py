@@ -7,6 +7,7 @@ and more, in colours that are told apart with any colour vision.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -51,6 +52,23 @@ def style() -> Iterator[None]:
         yield
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write ``path`` with the suffixes .png and .svg.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    with style():
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # what has been laid out once stays, which saves most of the time
+        figure.savefig(path.with_suffix(".png"), dpi=300)
+        figure.savefig(path.with_suffix(".svg"), dpi=300, metadata={"Date": None})
+
+
+def _two_lines(name: str) -> str:
+    return name.replace(", ", "\n")
+
+
 def _title(layer: Layer, size: tuple[int, ...]) -> str:
     return f"{layer.label.replace(', ', chr(10))}\n{size[0]}×{size[1]}"
 
@@ -75,7 +93,7 @@ def _spectrum_bar(figure: Figure, grid: Any) -> None:
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), SPECTRA), ax=grid.ravel().tolist(), aspect=14 * len(grid), pad=0.02
     )
-    bar.set_label("log(1 + |F|), relative to the largest", fontsize=6)
+    bar.set_label("log(1 + |F|),\nrelative to the largest", fontsize=6)
 
 
 def _share_axes_labels(grid: Any) -> None:
@@ -104,7 +122,7 @@ def layer_spectra(measurements: Mapping[str, Measurement], columns: int = 4) -> 
                 axes.set_title(_title(layer, frequencies.size), fontsize=6)
             for axes in row[len(panels) :]:
                 axes.axis("off")
-            row[0].set_ylabel(name, fontsize=6.5)
+            row[0].set_ylabel(_two_lines(name), fontsize=6)
         _spectrum_bar(figure, grid)
         _share_axes_labels(grid)
         figure.supxlabel("frequency", fontsize=7)
@@ -134,7 +152,7 @@ def relative_log_amplitudes(measurements: Mapping[str, Measurement]) -> Figure:
                 axes.plot(
                     frequencies.frequencies.numpy(), curve, color=colours(depth), lw=1.1, marker=marker, markersize=2.2
                 )
-            axes.set_title(name)
+            axes.set_title(_two_lines(name))
             axes.set_xticks([0, 0.5, 1], ["0", "0.5π", "π"])
             axes.spines[["top", "right"]].set_visible(False)
         for axes in list(grid.flat)[len(measurements) :]:
@@ -191,7 +209,7 @@ def branch_shares(stages: Mapping[str, Sequence[BranchInStage]]) -> Figure:
                 axes.plot([x, x], [before, after], color=colour, lw=1)
                 axes.plot(x, before, marker=marker, color=colour, markerfacecolor="white", markersize=3.5)
                 axes.errorbar(x, after, 100 * each.shares["output"].margin, fmt=marker, color=colour, markersize=3.5)
-            axes.set_title(name)
+            axes.set_title(_two_lines(name))
             axes.set_xticks(numbers)
             axes.set_xlabel("stage")
             axes.set_ylim(bottom=0)
@@ -226,7 +244,7 @@ def attention_distances(measurements: Mapping[str, Measurement]) -> Figure:
                 axes.plot([x - 0.35, x + 0.35], 2 * [distance.uniform], color="0.5", lw=1, ls=(0, (2, 1)))
                 axes.plot(np.full(len(heads), x), heads, "o", color=COLOURS["attention"], alpha=0.5, ms=2.5, mew=0)
                 axes.plot([x - 0.35, x + 0.35], 2 * [heads.mean()], color=COLOURS["attention"], lw=1.4)
-            axes.set_title(name)
+            axes.set_title(_two_lines(name))
             count = len(measurement.distances)
             axes.set_xticks(range(1, count + 1, -(-count // 10)))
             axes.set_xlabel("block")
@@ -259,7 +277,7 @@ def receptive_fields(fields: Mapping[str, Mapping[Layer, Tensor]]) -> Figure:
                 height, width = field.shape
                 axes.set_xticks([0, width - 1], ["1", str(width)])
                 axes.set_yticks([0, height - 1], ["1", str(height)])
-            row[0].set_ylabel(name, fontsize=6)
+            row[0].set_ylabel(_two_lines(name), fontsize=6)
         _share_axes_labels(grid)
         bar = figure.colorbar(ScalarMappable(norm, HEAT), ax=grid.ravel().tolist(), aspect=12 * len(fields), pad=0.02)
         bar.set_label("gradient, relative\nto the largest", fontsize=6)
@@ -297,7 +315,7 @@ def class_activation(found: Mapping[str, Evidence]) -> Figure:
             axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
         grid[0, 0].set_ylabel("image")
         for row, (name, evidence) in zip(grid[1:], found.items(), strict=True):
-            row[0].set_ylabel(name, fontsize=6.5)
+            row[0].set_ylabel(_two_lines(name), fontsize=6)
             for axes, picture, heat, title in zip(row, evidence.pictures, evidence.maps, evidence.titles, strict=True):
                 axes.imshow(picture.mean(-1).numpy(), cmap="gray", vmin=0, vmax=1)
                 axes.imshow(heat.numpy(), cmap=HEAT, vmin=0, vmax=1, alpha=0.6)

@@ -118,15 +118,12 @@ def write_report(
         usage: A command to copy.
         note: A remark under the heading, for what the reader must not overlook.
     """
-    pictures = [{"caption": caption, "data": embedded(figure)} for caption, figure in figures.items()]
+    pictures = []
+    for caption, figure in figures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=160)
+        pictures.append({"caption": caption, "data": base64.b64encode(buffer.getvalue()).decode()})
     write_page(path, "report.html.j2", title=title, note=note, summary=summary, pictures=pictures, usage=usage)
-
-
-def embedded(figure: Figure, dpi: int = 160) -> str:
-    """A figure as a page's image holds it: base64 of its PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:

@@ -81,7 +81,7 @@ def open_subject(name: str, weights: Path | None = None, seed: int = 0) -> Subje
         ValueError: There is no such model, or the weights do not fit it.
         OSError: The weights cannot be read.
     """
-    if not timm.is_model(name) and Path(name).exists():
+    if name and not timm.is_model(name) and Path(name).exists():
         return _of_folder(name)
     if weights is not None and weights.is_dir():
         subject = _of_folder(weights)
