@@ -47,7 +47,8 @@ DEFINITIONS = {
     "'raises' is high-pass, 'lowers' low-pass; maps of less than 4x4 hold no low frequency besides their mean",
     "points": "input is what a branch takes, operator what its max-pooling, depthwise convolution or attention "
     "returns, output what the branch returns, linear layer and GELU included",
-    "log amplitude at pi": "relative log amplitude at the highest frequency of the half diagonal",
+    "log amplitude at π": "relative log amplitude at the highest frequency of the half diagonal; -15.9, the logarithm "
+    "of single precision's resolution, says that nothing is there",
 }
 
 
@@ -70,7 +71,9 @@ def analyze(
     cams: int = 4,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure models on images and write figures (PNG and SVG), ``report.html`` and ``results.json``.
+    """Measure models on images and write figures (PNG and SVG), two pages with all of them, and ``results.json``.
+
+    The pages are ``report.html``, which needs no other file, and ``README.md``.
 
     Args:
         subjects: Models, the first one the one in question.
@@ -96,9 +99,11 @@ def analyze(
     drawn = draw({each.subject.name: each for each in found})
     for name, figure in drawn.items():
         figures.save(figure, output / name)
-    results = {
+    results: dict[str, Any] = {
         "images": {
             "measured": found[0].measurement.images,
+            "available": images.available,
+            "choice": "evenly spread over the sorted files",
             "unreadable": {str(path): message for path, message in images.unreadable.items()},
             "receptive_field_images": min(RECEPTIVE_FIELD_IMAGES, found[0].measurement.images),
         },
@@ -112,19 +117,21 @@ def analyze(
             "caption": next(caption for start, caption in CAPTIONS.items() if name.startswith(start)),
             "data": base64.b64encode((output / f"{name}.png").read_bytes()).decode(),
             "width": figure.get_figwidth(),
+            "file": f"{name}.png",
         }
         for name, figure in drawn.items()
     ]
-    report.write_page(
-        output / "report.html",
-        "analysis.html.j2",
-        title="What the models see: " + " and ".join(subject.name for subject in subjects),
-        results=results,
-        header=HEADER,
-        tables={model["model"]: rows(model) for model in results["models"] if model["branches"]},
-        claims=claims(results),
-        pictures=pictures,
-    )
+    for page in ("report.html", "README.md"):
+        report.write_page(
+            output / page,
+            f"analysis.{page.partition('.')[2]}.j2",
+            title="What the models see: " + " and ".join(subject.name for subject in subjects),
+            results=results,
+            header=HEADER,
+            tables={model["model"]: rows(model) for model in results["models"] if model["branches"]},
+            claims=claims(results),
+            pictures=pictures,
+        )
     return results
 
 

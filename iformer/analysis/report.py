@@ -128,5 +128,7 @@ def write_report(
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Write the page that ``template``, a file beside this one, makes of ``values``."""
-    environment = Environment(loader=PackageLoader("iformer.analysis", "."), autoescape=True, trim_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("iformer.analysis", "."), autoescape=path.suffix == ".html", trim_blocks=True
+    )
     path.write_text(environment.get_template(template).render(**values), encoding="utf-8")

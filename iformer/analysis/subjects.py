@@ -122,11 +122,16 @@ class ImageFiles:
         paths: The files.
         batch_size: Images at a time.
         unreadable: Files that turned out to be no images, and why.
+        available: How many files there were to choose from.
     """
 
     paths: Sequence[Path]
     batch_size: int = 32
     unreadable: dict[Path, str] = field(default_factory=dict)
+    available: int = 0
+
+    def __post_init__(self) -> None:
+        self.available = self.available or len(self.paths)
 
     def batches(self, subject: Subject) -> Iterator[Tensor]:
         """Normalised images ``(N, C, H, W)``; unreadable files are noted and passed over.
@@ -157,7 +162,7 @@ class ImageFiles:
         """At most ``count`` of the files, evenly spread over their order, without those known to be unreadable."""
         paths = [path for path in self.paths if path not in self.unreadable]
         if len(paths) <= count:
-            return ImageFiles(paths, self.batch_size)
+            return ImageFiles(paths, self.batch_size, available=self.available)
         # The middles of equal parts: sorted folders of classes are drawn from alike.
         places = ((np.arange(count) + 0.5) * len(paths) / count).astype(int)
-        return ImageFiles([paths[place] for place in places], self.batch_size)
+        return ImageFiles([paths[place] for place in places], self.batch_size, available=self.available)
