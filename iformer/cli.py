@@ -188,7 +188,6 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Draw what models see: spectra of layers and branches (Figs. 1, 4), Grad-CAM (Fig. 5), receptive fields."""
-    from rich.console import Console
     from rich.table import Table
 
     from iformer.analysis import analyze as analysis
@@ -204,8 +203,7 @@ def analyze(
     if untrained:
         models.append(subjects.untrained(model, checkpoint, seed))
     models += [subjects.open_subject(name, seed=seed) for name in compare or []]
-    with Console(stderr=True).status("Measuring..."):
-        results = analysis.analyze(models, files, output, target, cams, seed)
+    results = analysis.analyze(models, files, output, target, cams, seed)
     if as_json:
         print(json.dumps(results, indent=2))
     else:

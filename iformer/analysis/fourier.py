@@ -103,10 +103,10 @@ class Frequencies:
     size: tuple[int, ...] = ()
     channels: int = 0
     shares: list[Tensor] = field(default_factory=list)
-    _images: int = 0
-    _spectrum: Tensor | float = 0.0
-    _diagonal: Tensor | float = 0.0
-    _maps: Tensor | int = 0
+    _images: int = field(default=0, init=False)
+    _spectrum: Tensor | float = field(default=0.0, init=False)
+    _diagonal: Tensor | float = field(default=0.0, init=False)
+    _maps: Tensor | int = field(default=0, init=False)  # that are not all zeros
 
     def update(self, maps: Tensor) -> None:
         """Take in the maps ``(N, C, H, W)`` of a batch.

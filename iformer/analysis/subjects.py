@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from rich.console import Console
+from rich.progress import track
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_input_data_config
 from torch import Tensor
 
@@ -82,6 +84,8 @@ def open_subject(name: str, weights: Path | None = None, seed: int = 0) -> Subje
         OSError: The weights cannot be read.
     """
     if name and not timm.is_model(name) and Path(name).exists():
+        if weights is not None:
+            raise ValueError(f"{weights}: {name} is a folder that has weights, expected the name of a model")
         return _of_folder(name)
     if weights is not None and weights.is_dir():
         subject = _of_folder(weights)
@@ -136,6 +140,8 @@ class ImageFiles:
     def batches(self, subject: Subject) -> Iterator[Tensor]:
         """Normalised images ``(N, C, H, W)``; unreadable files are noted and passed over.
 
+        Shows its progress on standard error where there are more than two batches.
+
         Raises:
             ValueError: No file could be read.
         """
@@ -143,7 +149,8 @@ class ImageFiles:
         transform = create_transform(**config, is_training=False)
         images: list[Tensor] = []
         readable = 0
-        for path in self.paths:
+        console, few = Console(stderr=True), len(self.paths) <= 2 * self.batch_size
+        for path in track(self.paths, f"Reading for {subject.name}", console=console, disable=few):
             try:
                 images.append(transform(read_image(path, channels=config["input_size"][0])))
             except (OSError, UnreadableImageError) as error:

@@ -1,6 +1,7 @@
 """`iformer analyze`, from the outside."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,8 @@ def test_trained_beside_untrained(run: Any, folder: Path, trained: Path, tmp_pat
     assert page.count("data:image/png;base64,") == len(FIGURES)
     assert 'src="http' not in page
     assert "iformer_nano, untrained: share of high-frequency energy" in page
+    pictures = re.findall(r"\]\((.+)\)$", (tmp_path / "out/README.md").read_text(), re.MULTILINE)
+    assert sorted(pictures) == sorted(f"{name}.png" for name in FIGURES)
 
 
 def test_the_terminal_shows_a_table_for_each_model_with_mixers(run: Any, folder: Path, trained: Path) -> None:
@@ -154,6 +157,7 @@ def test_mistakes_get_one_line(run: Any, folder: Path, trained: Path, tmp_path: 
             "a checkpoint of iformer_nano, expected one of",
         ),
         ((folder, "--model", trained, "--compare", trained), "compared with itself"),
+        ((folder, "--model", trained, "--checkpoint", trained), "is a folder that has weights"),
         ((folder / "cut.png", "--model", trained), "cut.png: unreadable image"),
     ):
         status, out, err = run(*arguments)
