@@ -261,7 +261,7 @@ def _mean(mean: Mean) -> dict[str, float | None]:
     return {"mean": _number(mean.value), "margin": _number(mean.margin)}
 
 
-HEADER = ("stage", "branch", "input", "operator", "output", "change", "the branch", "at π: input", "output")
+HEADER = ("stage", "branch", "input", "operator", "output", "change", "verdict", "at π: input", "output")
 
 
 def rows(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -303,7 +303,7 @@ def claims(results: Mapping[str, Any]) -> list[str]:
             verdicts = [each["verdict"] for each in model["branches"] if each["branch"] == branch]
             verdicts = [each for each in verdicts if each != "map too small"]
             if verdicts:
-                parts.append(f"{branch} {verdict} it in {verdicts.count(verdict)} of {len(verdicts)} stages")
+                parts.append(f"{branch} {verdict} the share in {verdicts.count(verdict)} of {len(verdicts)} stages")
         if parts:
             lines.append(f"{model['model']}: {', '.join(parts)}.")
     return lines

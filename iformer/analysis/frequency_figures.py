@@ -198,7 +198,7 @@ def branch_shares(stages: Mapping[str, Sequence[BranchInStage]]) -> Figure:
     shown = {name: [each for each in found if each.verdict != "map too small"] for name, found in stages.items()}
     numbers = sorted({each.stage for found in shown.values() for each in found})
     with style():
-        figure = Figure(figsize=(COLUMN, 2.1), layout="constrained")
+        figure = Figure(figsize=(COLUMN if len(shown) < 3 else PAGE, 2.1), layout="constrained")
         for axes, (name, found) in zip(
             figure.subplots(1, len(shown), squeeze=False, sharey=True)[0], shown.items(), strict=True
         ):
@@ -235,7 +235,7 @@ def attention_distances(measurements: Mapping[str, Measurement]) -> Figure:
     """The distance that each head of each block's low-frequency branch spans, beside that of uniform attention."""
     shown = {name: each for name, each in measurements.items() if each.distances}
     with style():
-        figure = Figure(figsize=(COLUMN, 2.0), layout="constrained")
+        figure = Figure(figsize=(COLUMN if len(shown) < 3 else PAGE, 2.0), layout="constrained")
         for axes, (name, measurement) in zip(
             figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
         ):

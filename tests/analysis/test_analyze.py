@@ -102,7 +102,7 @@ def test_the_terminal_shows_a_table_for_each_model_with_mixers(run: Any, folder:
     status, out, _ = run(folder, "--checkpoint", trained, "--limit", 3, "--cams", 0)
     assert status == 0
     assert out.count("max-pooling") == 4 + 1
-    assert "iformer_nano, trained: attention lowers it in" in out
+    assert "iformer_nano, trained: attention lowers the share in" in out
     assert "report.html" in out
 
 
