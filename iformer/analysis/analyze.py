@@ -73,7 +73,7 @@ def analyze(
 ) -> dict[str, Any]:
     """Measure models on images and write figures (PNG and SVG), two pages with all of them, and ``results.json``.
 
-    The pages are ``report.html``, which needs no other file, and ``README.md``.
+    The pages are ``report.html``, which needs no other file, and ``report.md``, which needs the PNGs.
 
     Args:
         subjects: Models, the first one the one in question.
@@ -112,6 +112,12 @@ def analyze(
         "provenance": provenance(seed),
     }
     (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    _write_pages(output, results, drawn)
+    return results
+
+
+def _write_pages(output: Path, results: Mapping[str, Any], drawn: Mapping[str, Figure]) -> None:
+    """Write the results as ``report.html`` and ``report.md``, with the figures that have been saved."""
     pictures = [
         {
             "caption": next(caption for start, caption in CAPTIONS.items() if name.startswith(start)),
@@ -121,18 +127,17 @@ def analyze(
         }
         for name, figure in drawn.items()
     ]
-    for page in ("report.html", "README.md"):
+    for kind in ("html", "md"):
         report.write_page(
-            output / page,
-            f"analysis.{page.partition('.')[2]}.j2",
-            title="What the models see: " + " and ".join(subject.name for subject in subjects),
+            output / f"report.{kind}",
+            f"analysis.{kind}.j2",
+            title="What the models see: " + " and ".join(model["model"] for model in results["models"]),
             results=results,
             header=HEADER,
             tables={model["model"]: rows(model) for model in results["models"] if model["branches"]},
             claims=claims(results),
             pictures=pictures,
         )
-    return results
 
 
 def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:

@@ -94,7 +94,7 @@ def test_trained_beside_untrained(run: Any, folder: Path, trained: Path, tmp_pat
     assert page.count("data:image/png;base64,") == len(FIGURES)
     assert 'src="http' not in page
     assert "iformer_nano, untrained: share of high-frequency energy" in page
-    pictures = re.findall(r"\]\((.+)\)$", (tmp_path / "out/README.md").read_text(), re.MULTILINE)
+    pictures = re.findall(r"\]\((.+)\)$", (tmp_path / "out/report.md").read_text(), re.MULTILINE)
     assert sorted(pictures) == sorted(f"{name}.png" for name in FIGURES)
 
 
