@@ -18,6 +18,7 @@ Point = Literal["input", "operator", "output"]
 """Of a branch: what it takes, what its max-pooling, depthwise convolution or attention returns, and what it returns."""
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.\d+$")
+_NUMBER = re.compile(r"[._](\d+)(?=\.|$)")  # stages.0, or stages_0 in timm's features_only
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _runs(module: nn.Module) -> bool:
 def _layer(model: Any, name: str) -> Layer:
     """The block or stage ``name``."""
     module = model.get_submodule(name)
-    numbers = [int(part) + 1 for part in name.split(".") if part.isdigit()]
+    numbers = [int(number) + 1 for number in _NUMBER.findall(name)]
     block = numbers.pop() if _BLOCK.search(name) else 0
     # Only iFormer's blocks differ in their layout from what their model says that it returns.
     channels_last = isinstance(module, InceptionBlock) or getattr(model, "output_fmt", "NCHW") == "NHWC"

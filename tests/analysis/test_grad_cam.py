@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iformer.analysis import layers
 from iformer.analysis.grad_cam import class_layer, grad_cam
 from iformer.analysis.layers import Layer
+from iformer.segmentation.model import semantic_fpn
 from tests.analysis.test_layers import TINY, images_for, tiny
 
 
@@ -58,27 +60,41 @@ def test_the_layer_has_a_where() -> None:
     assert class_layer(tiny("vit_tiny_patch16_224"), images_for("vit_tiny_patch16_224")).name == "blocks.2.norm1"
 
 
-class Segmenter(nn.Module):
-    """A backbone of this project's below a head that classifies each position."""
+def test_a_segmenters_backbone_through_a_score() -> None:
+    torch.manual_seed(0)
+    model = semantic_fpn("iformer_nano", num_classes=4, img_size=64).eval()
+    images = torch.randn(2, 3, 64, 48)
+    layer = layers.blocks(model.backbone)[-1]
+    assert layer.label == "stage 4, block 1"
+    maps = grad_cam(lambda x: model(x)[:, 2].mean((1, 2)), layer, images)
+    assert maps.shape == (2, 64, 48)
+    assert maps.amax((1, 2)).tolist() == [1, 1]
+    # The score of one class for all positions is that class of a classifier that averages them.
+    same = grad_cam(lambda x: model(x).mean((2, 3)), layer, images, 2)
+    torch.testing.assert_close(maps, same)
+    assert not torch.allclose(maps, grad_cam(lambda x: model(x).mean((2, 3)), layer, images, 1))
+
+
+class Detector(nn.Module):
+    """As torchvision's: a list of images to a list of their boxes' scores and labels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.backbone = tiny("iformer_nano")
-        self.head = nn.Conv2d(self.backbone.num_features, 4, 1)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"out": F.interpolate(self.head(self.backbone.forward_features(x)), x.shape[2:])}
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        scores = self.backbone(torch.stack(images)).sigmoid()
+        return [{"scores": each, "labels": torch.arange(len(each))} for each in scores]
 
 
-def test_a_segmenters_backbone_through_a_score() -> None:
-    torch.manual_seed(0)
-    model, images = Segmenter().eval(), torch.randn(2, 3, 64, 48)
-    layer = Layer("stage 4", model.backbone.stages[3])
-    maps = grad_cam(lambda x: model(x)["out"][:, 2].mean((1, 2)), layer, images)
-    assert maps.shape == (2, 64, 48)
-    assert maps.amax((1, 2)).tolist() == [1, 1]
-    # The score of one class for all positions is that class of a classifier that averages them.
-    same = grad_cam(lambda x: model(x)["out"].mean((2, 3)), layer, images, 2)
-    torch.testing.assert_close(maps, same)
-    other = grad_cam(lambda x: model(x)["out"].mean((2, 3)), layer, images, 1)
-    assert not torch.allclose(maps, other)
+def test_a_detectors_backbone_through_its_boxes() -> None:
+    model, images = Detector().eval(), torch.randn(3, 3, 64, 64)
+
+    def score(batch: Tensor) -> Tensor:
+        return torch.stack([boxes["scores"][boxes["labels"] == 2].sum() for boxes in model(list(batch))])
+
+    layer = class_layer(model.backbone, images)
+    maps = grad_cam(score, layer, images)
+    expected = grad_cam(lambda x: model.backbone(x).sigmoid(), layer, images, 2)
+    torch.testing.assert_close(maps, expected)
+    assert maps.amax() == 1
