@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/ready
 	$(BIN)/iformer demo
@@ -15,6 +15,13 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Runs the notebook on the demo's checkpoint, training that first if it is not there, and leaves it with its figures.
+docs: $(VENV)/ready runs/demo/model.safetensors
+	$(BIN)/jupyter execute docs/notebooks/frequency_analysis.ipynb --output=../../runs/demo/frequency_analysis
+
+runs/demo/model.safetensors: | $(VENV)/ready
+	$(BIN)/iformer demo
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

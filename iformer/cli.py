@@ -169,6 +169,59 @@ def _print_prediction(result: dict[str, Any], top: int, threshold: float) -> Non
 
 
 @app.command()
+def analyze(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files, folders of them.")],
+    model: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="A timm model, or a trained model's folder.")] = "",
+    compare: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|FOLDER", help="Another model; may be given again.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of --model: a folder or a file.")] = None,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Compare with --model at initialisation.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for figures and report.")] = Path("runs/analysis"),
+    target: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="Class for Grad-CAM, name or number; else what is predicted.")
+    ] = None,
+    cams: Annotated[int, typer.Option(min=0, help="How many images to show Grad-CAM for.")] = 4,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use so many images, evenly spread.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of untrained weights.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw what models see: spectra of layers and branches (Figs. 1, 4), Grad-CAM (Fig. 5), receptive fields."""
+    from rich.table import Table
+
+    from iformer.analysis import analyze as analysis
+    from iformer.analysis import subjects
+    from iformer.training.images import find_images
+
+    if not model and checkpoint is None:
+        raise typer.BadParameter("--model or --checkpoint must say which model.")
+    files = subjects.ImageFiles(find_images(images), batch_size)
+    if limit is not None:
+        files = files.some(limit)
+    models = [subjects.open_subject(model, checkpoint, seed)]
+    if untrained:
+        models.append(subjects.untrained(model, checkpoint, seed))
+    models += [subjects.open_subject(name, seed=seed) for name in compare or []]
+    results = analysis.analyze(models, files, output, target, cams, seed)
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        for each in results["models"]:
+            table = Table(*analysis.HEADER, box=None, title_justify="left")
+            table.title = f"\n{each['model']}: share of high-frequency energy in %, log amplitude at π"
+            for row in analysis.rows(each):
+                table.add_row(*row)
+            if table.rows:
+                _wide_console().print(table)
+        print("", *analysis.claims(results), f"Report: {output / 'report.html'}", sep="\n")
+    for message in files.unreadable.values():
+        print(f"iformer: error: {message}", file=sys.stderr)
+    if any(path in images for path in files.unreadable):
+        raise typer.Exit(2)
+
+
+@app.command()
 def convert(
     released: Annotated[Path, typer.Argument(metavar="RELEASED.pth", help="A checkpoint of the authors' release.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],

@@ -17,9 +17,13 @@ import lightning
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from iformer.analysis import report
+from iformer.analysis import frequency_figures, report
+from iformer.analysis.analyze import explain
+from iformer.analysis.measurement import measure
+from iformer.analysis.subjects import open_subject
 from iformer.classification.fashion_mnist import FashionMNISTData
 from iformer.classification.task import ClassificationTask
 from iformer.models import checkpoint
@@ -27,6 +31,7 @@ from iformer.training.callbacks import ImagesPerSecond, progress_bar
 from iformer.training.optimization import AdamWCosine
 
 MODEL = "iformer_nano"
+STUDIED = 1000  # test images whose frequencies are measured: some three seconds
 
 
 def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | None = None) -> dict[str, Any]:
@@ -105,7 +110,9 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
             images[:, 0].numpy(), labels.numpy(), probabilities.numpy(), data.class_names
         ),
     }
-    for name, figure in zip(("training_curve", "confusion_matrix", "predictions"), figures.values(), strict=True):
+    names = ["training_curve", "confusion_matrix", "predictions", "branch_spectra", "high_frequency_shares", "grad_cam"]
+    figures |= _what_it_sees(output, data)
+    for name, figure in zip(names, figures.values(), strict=True):
         figure.savefig(output / f"{name}.png", dpi=160)
     report.write_report(
         output / "report.html",
@@ -128,6 +135,20 @@ def _fit(trainer: lightning.Trainer, task: ClassificationTask, data: FashionMNIS
             raise
         signal.signal(signal.SIGINT, handler)
     return not trainer.interrupted
+
+
+def _what_it_sees(folder: Path, data: FashionMNISTData) -> dict[str, Figure]:
+    """Figures of the frequencies in the trained model's branches, and of its evidence for what it predicts."""
+    subject = open_subject(str(folder))
+    images = data.normalize(data.test[0][:STUDIED])
+    stages = measure(subject.model, images.split(data.batch_size)).stages()
+    return {
+        "Frequencies that the three branches return (the paper's Fig. 4)": frequency_figures.branch_spectra(stages),
+        "What each branch does to the share of high frequencies": frequency_figures.branch_shares({MODEL: stages}),
+        "Where it sees what it predicts (Grad-CAM)": frequency_figures.class_activation(
+            {MODEL: explain(subject, images[:6])}
+        ),
+    }
 
 
 def _require_writable(folder: Path) -> None:

@@ -38,10 +38,10 @@ def test_demo_learns_reports_and_predicts(
     assert summary["completed"] is True
     assert summary["test_images"] == 100
     assert {"loss", "seed", "seconds", "versions", "command"} <= summary.keys()
-    for name in ("training_curve.png", "confusion_matrix.png", "predictions.png"):
-        assert Image.open(trained / name).width > 500
+    for name in ("training_curve", "confusion_matrix", "predictions", "branch_spectra", "grad_cam"):
+        assert Image.open(trained / f"{name}.png").width > 500
     page = (trained / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 6
     assert 'src="http' not in page
 
     model = timm.create_model(f"local-dir:{trained}", pretrained=True)

@@ -123,7 +123,12 @@ def write_report(
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=160)
         pictures.append({"caption": caption, "data": base64.b64encode(buffer.getvalue()).decode()})
-    template = Environment(loader=PackageLoader("iformer.analysis", "."), autoescape=True).get_template(
-        "report.html.j2"
+    write_page(path, "report.html.j2", title=title, note=note, summary=summary, pictures=pictures, usage=usage)
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Write the page that ``template``, a file beside this one, makes of ``values``."""
+    environment = Environment(
+        loader=PackageLoader("iformer.analysis", "."), autoescape=path.suffix == ".html", trim_blocks=True
     )
-    path.write_text(template.render(title=title, note=note, summary=summary, pictures=pictures, usage=usage))
+    path.write_text(environment.get_template(template).render(**values), encoding="utf-8")

@@ -149,8 +149,12 @@ def find(path: str | Path) -> tuple[Path, dict[str, Any]]:
         raise ValueError(f"{folder / 'config.json'}: not a checkpoint's ({error})") from error
 
 
-def load(path: str | Path) -> nn.Module:
-    """Read a classifier for inference. ``path`` is its folder, or one of the two files in it.
+def load(path: str | Path, pretrained: bool = True) -> nn.Module:
+    """Read a classifier for inference.
+
+    Args:
+        path: Its folder, or one of the two files in it.
+        pretrained: With its weights; without, the same network before it was trained.
 
     Raises:
         FileNotFoundError: A file of the checkpoint is missing.
@@ -160,7 +164,7 @@ def load(path: str | Path) -> nn.Module:
     if config["task"] != "classification":
         raise ValueError(f"{folder}: a checkpoint for {config['task']}, expected a classifier")
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        model = timm.create_model(f"local-dir:{folder}", pretrained=pretrained)
     except (SafetensorError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: not a checkpoint of a known model ({str(error).splitlines()[0]})") from error
     return model.eval()
