@@ -1,0 +1,53 @@
+"""int8 after training: NNCF for OpenVINO, ONNX Runtime's own tools for ONNX.
+
+Convolutions and matrix products become int8, their weights with a scale per channel; what is between them does not,
+for there a quantised operation would save nothing and its rounding would cost accuracy.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iformer.deployment import engines
+
+
+def quantize_openvino(graph: Any, images: Tensor) -> Any:
+    """An OpenVINO model in int8, calibrated on ``(N, C, H, W)`` images."""
+    nncf = engines.require("nncf")
+    dataset = nncf.Dataset([image[None].numpy() for image in images])
+    return nncf.quantize(graph, dataset, subset_size=len(images), model_type=nncf.ModelType.TRANSFORMER)
+
+
+def quantize_onnx(file: Path, images: Tensor) -> None:
+    """Replace an ONNX file by one in int8 (QDQ), calibrated on ``(N, C, H, W)`` images."""
+    tools = engines.require("onnxruntime.quantization")
+
+    class Reader(tools.CalibrationDataReader):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            self.rest = iter(images)
+
+        def get_next(self) -> dict[str, Any] | None:
+            image = next(self.rest, None)
+            return None if image is None else {"images": image[None].numpy()}
+
+    tools.quantize_static(
+        file,
+        file,
+        Reader(),
+        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+        activation_type=tools.QuantType.QUInt8,
+        weight_type=tools.QuantType.QInt8,
+        per_channel=True,
+    )
+
+
+def top1(run: Any, batches: Any) -> float:
+    """Share of labelled images whose most probable class is theirs. ``batches``: pairs of images and labels."""
+    hits = total = 0
+    for images, labels in batches:
+        with torch.inference_mode():
+            hits += int((run(images).argmax(1) == labels).sum())
+        total += len(labels)
+    return hits / total
