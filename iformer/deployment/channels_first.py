@@ -6,7 +6,7 @@ everything channels first and 1x1 convolutions for linear layers, both are part 
 """
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import LayerNorm
@@ -59,14 +59,14 @@ class ChannelsFirstBlock(nn.Module):
         super().__init__()
         if not isinstance(block, InceptionBlock) or not isinstance(block.mixer, FusedMixer):
             raise ValueError("channels_first takes a fused model")
-        mixer = block.mixer
+        mixer, mlp = block.mixer, cast(Any, block.mlp)
         self.norm1 = ChannelsFirstNorm(block.norm1)
         self.split_dims = mixer.split_dims
         branches = (mixer.conv_branch, mixer.pool_branch, mixer.attn_branch)
         self.branches = nn.ModuleList([_branch(branch) for branch in branches])
         self.proj = nn.Sequential(mixer.fusion, _pointwise(mixer.proj))
         self.norm2 = ChannelsFirstNorm(block.norm2)
-        self.mlp = nn.Sequential(_pointwise(block.mlp.fc1), nn.GELU(), _pointwise(block.mlp.fc2))
+        self.mlp = nn.Sequential(_pointwise(mlp.fc1), nn.GELU(), _pointwise(mlp.fc2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Eqs. 3 to 6."""
@@ -108,7 +108,7 @@ def _branch(branch: nn.Module | None) -> nn.Module:
         return nn.Sequential(_pointwise(branch.fc), branch.conv, branch.act)
     if isinstance(branch, MaxPoolBranch):
         return nn.Sequential(branch.pool, _pointwise(branch.fc), branch.act)
-    return nn.Identity() if branch is None else ChannelsFirstAttention(branch)
+    return ChannelsFirstAttention(branch) if isinstance(branch, AttentionBranch) else nn.Identity()
 
 
 def _pointwise(linear: nn.Linear) -> nn.Conv2d:

@@ -5,11 +5,14 @@ file has to know is in its metadata: ``model``, ``precision``, ``class_names`` (
 JSON object: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``).
 """
 
+import contextlib
 import json
+import logging
 import os
+import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
 from iformer.deployment.fuse import fuse
 from iformer.deployment.quantize import quantize_onnx, quantize_openvino
+from iformer.models.inception_transformer import InceptionTransformer
 from iformer.training.images import read_image
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -32,7 +36,7 @@ TOLERANCE = 1e-3
 
 
 def export(
-    model: Any, file: Path, format: str, precision: str, images: Tensor, dynamic: bool = False
+    model: Any, file: Path, kind: str, precision: str, images: Tensor, dynamic: bool = False
 ) -> dict[str, float]:
     """Write ``model``, fused, in evaluation mode, into ``file``, and check what was written.
 
@@ -41,7 +45,7 @@ def export(
     Args:
         model: A classifier of timm.
         file: Its ending is the format's (``engines.FORMATS``).
-        format: onnx, openvino or torch-export.
+        kind: onnx, openvino or torch-export.
         precision: fp32, bf16, fp16 or int8.
         images: Preprocessed, ``(N, C, H, W)``: to check with, and to calibrate int8.
         dynamic: Take any batch size, height and width, instead of one image of the size of ``images``.
@@ -54,12 +58,12 @@ def export(
         ValueError: There is no such format, or it does not come in this precision; or float32 logits differ.
         OSError: The file cannot be written.
     """
-    _require_offered(file, format, precision)
+    _require_offered(file, kind, precision)
     example = images[:1]
     with tempfile.TemporaryDirectory(dir=_existing(file.parent)) as folder:
         temporary = Path(folder) / file.name
-        write = {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch_export}[format]
-        with _quiet():
+        write = {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch_export}[kind]
+        with quiet():
             write(model, temporary, precision, images, example, dynamic)
         result = compare(model, engines.open_file(temporary, precision), images)
         if precision == "fp32" and not result["relative_difference"] <= TOLERANCE:
@@ -112,17 +116,17 @@ def metadata(model: Any, precision: str) -> dict[str, str]:
     }
 
 
-def _require_offered(file: Path, format: str, precision: str) -> None:
-    if format not in engines.FORMATS:
-        raise ValueError(f"format is {format}, expected one of {', '.join(engines.FORMATS)}")
+def _require_offered(file: Path, kind: str, precision: str) -> None:
+    if kind not in engines.FORMATS:
+        raise ValueError(f"format is {kind}, expected one of {', '.join(engines.FORMATS)}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision}, expected one of {', '.join(PRECISIONS)}")
-    if (format, precision) == ("onnx", "bf16"):
+    if (kind, precision) == ("onnx", "bf16"):
         raise ValueError("precision bf16: ONNX Runtime has no such kernels on CPUs, expected another format")
-    if (format, precision) == ("torch-export", "int8"):
+    if (kind, precision) == ("torch-export", "int8"):
         raise ValueError("precision int8: torch-export files are not quantised, expected format onnx or openvino")
-    if file.suffix != engines.FORMATS[format]:
-        raise ValueError(f"{file}: a file of format {format} must end in {engines.FORMATS[format]}")
+    if file.suffix != engines.FORMATS[kind]:
+        raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
 
 
 def _existing(folder: Path) -> Path:
@@ -156,14 +160,16 @@ def trace(model: nn.Module, example: Tensor, dynamic: bool = False) -> ExportedP
 
 def prepare(model: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
     """The fused model, with position embeddings for the size of ``example`` unless ``dynamic``; other models fused."""
-    has_size = hasattr(model, "attention_heads") and not dynamic
-    return fuse(model, tuple(example.shape[2:]) if has_size else None)
+    height, width = example.shape[2:]
+    fixed = not dynamic and any(isinstance(module, InceptionTransformer) for module in model.modules())
+    return fuse(model, (height, width) if fixed else None)
 
 
-def _write_onnx(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
-    onnx = engines.require("onnx")
+def write_onnx(
+    network: nn.Module, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool = False
+) -> None:
+    """Write a network into an ONNX file, without metadata; ``images`` calibrate int8."""
     engines.require("onnxscript")
-    network = channels_first(prepare(model, example, dynamic))
     if precision == "fp16":
         network = _Cast(network, torch.float16)
     program = torch.onnx.export(
@@ -173,6 +179,11 @@ def _write_onnx(model: Any, file: Path, precision: str, images: Tensor, example:
     program.save(file, external_data=False)
     if precision == "int8":
         quantize_onnx(file, images)
+
+
+def _write_onnx(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
+    onnx = engines.require("onnx")
+    write_onnx(channels_first(prepare(model, example, dynamic)), file, precision, images, example, dynamic)
     graph = onnx.load(file)
     onnx.helper.set_model_props(graph, metadata(model, precision))
     onnx.save(graph, file)
@@ -199,9 +210,7 @@ def _write_openvino(model: Any, file: Path, precision: str, images: Tensor, exam
     engines.require("openvino").save_model(graph, file, compress_to_fp16=precision in ("bf16", "fp16"))
 
 
-def _write_torch_export(
-    model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool
-) -> None:
+def _write_torch_export(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
     network = prepare(model, example, dynamic)
     if precision != "fp32":
         network = _Cast(network, TYPES[precision])
@@ -209,8 +218,13 @@ def _write_torch_export(
 
 
 @contextmanager
-def _quiet() -> Any:
-    """Without the exporters' warnings, which are about themselves."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def quiet() -> Iterator[None]:
+    """Without what exporters and quantisers say about themselves; their progress goes to standard error."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

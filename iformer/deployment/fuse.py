@@ -93,15 +93,15 @@ class FusedMixer(InceptionMixer):
 
 
 def _fuse_stem(stem: Stem) -> None:
-    stem.conv1, stem.norm1 = _without_norm(stem.conv1, stem.norm1)
-    stem.conv2, stem.norm2 = _without_norm(stem.conv2, stem.norm2)
+    _fold_batch_norm(stem, "conv1", "norm1")
+    _fold_batch_norm(stem, "conv2", "norm2")
 
 
 def _fuse_downsample(downsample: Downsample) -> None:
-    downsample.conv, downsample.norm = _without_norm(downsample.conv, downsample.norm)
+    _fold_batch_norm(downsample, "conv", "norm")
 
 
-def _fuse_block(block: InceptionBlock) -> None:
+def _fuse_block(block: Any) -> None:
     if isinstance(block.mixer, FusedMixer):
         return
     _fold_norm1(block)
@@ -122,20 +122,25 @@ _FUSE: dict[type[nn.Module], Callable[[Any], None]] = {
 }
 
 
-def _without_norm(conv: nn.Conv2d, norm: Any) -> tuple[nn.Conv2d, nn.Module]:
-    """The convolution that does what ``conv`` and the BatchNorm behind it do, frozen or not, and nothing behind it."""
+def _fold_batch_norm(module: nn.Module, conv_name: str, norm_name: str) -> None:
+    """Let a convolution do what the BatchNorm behind it does, frozen or not, and put nothing in its place."""
+    conv, norm = getattr(module, conv_name), getattr(module, norm_name)
     if isinstance(norm, nn.Identity):
-        return conv, norm  # fused already
-    wide = [
-        None if tensor is None else tensor.double()
-        for tensor in (conv.weight, conv.bias, norm.running_mean, norm.running_var)
-    ]
-    weight, bias = fuse_conv_bn_weights(*wide, norm.eps, norm.weight.double(), norm.bias.double())
+        return  # fused already
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight.double(),
+        conv.bias.double(),
+        norm.running_mean.double(),
+        norm.running_var.double(),
+        norm.eps,
+        norm.weight.double(),
+        norm.bias.double(),
+    )
     _set(conv, weight, bias)
-    return conv, nn.Identity()
+    setattr(module, norm_name, nn.Identity())
 
 
-def _fold_norm1(block: InceptionBlock) -> None:
+def _fold_norm1(block: Any) -> None:
     """Put the affine part of the norm before the mixer into the branches' linear layers.
 
     Averages commute with it, and so does the zero padding of the depthwise convolution, which comes after the linear
@@ -161,7 +166,7 @@ def _fold_norm1(block: InceptionBlock) -> None:
         block.norm1.requires_grad_(False).weight[negative] = -1
 
 
-def _take_affine(block: InceptionBlock, name: str) -> tuple[Tensor, Tensor]:
+def _take_affine(block: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     """Scale and shift of a block's norm, which is left without."""
     norm = getattr(block, name)
     setattr(block, name, LayerNorm(norm.normalized_shape[0], eps=norm.eps, affine=False))
