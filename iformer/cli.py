@@ -290,16 +290,10 @@ def benchmark(
     from iformer.deployment import benchmark as measurement
     from iformer.deployment import benchmark_page
 
-    results = measurement.run(
-        model or ["iformer_small"],
-        engines.split(","),
-        precisions.split(","),
-        batch or [1],
-        size,
-        rounds,
-        device,
-        threads,
+    chosen = measurement.combinations(
+        model or ["iformer_small"], engines.split(","), precisions.split(","), batch or [1], size, device
     )
+    results = measurement.run(chosen, rounds, threads)
     if figure is not None:
         benchmark_page.draw(results, figure)
     if as_json:

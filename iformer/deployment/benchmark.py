@@ -6,6 +6,7 @@ rounds: the fastest the machine can multiply, in each type. Memory, time to get 
 variant in a fresh process.
 """
 
+import contextlib
 import json
 import resource
 import statistics
@@ -35,49 +36,32 @@ SIDE = 2048
 """Of the matrices whose product measures the machine."""
 
 
-def run(
-    models: Sequence[str],
-    engines: Sequence[str],
-    precisions: Sequence[str],
-    batches: Sequence[int] = (1,),
-    size: int = 224,
-    rounds: int = 15,
-    device: str = "cpu",
-    threads: int | None = None,
-    memory: bool = True,
-) -> dict[str, Any]:
-    """Measure every combination that exists: an engine without a precision is passed over, and said so.
+def run(chosen: Sequence[Variant], rounds: int = 15, threads: int | None = None, memory: bool = True) -> dict[str, Any]:
+    """Measure variants side by side.
 
     Args:
-        models: See :attr:`Variant.model`.
-        engines: Of ``variants.ENGINES``.
-        precisions: fp32, bf16, fp16, int8.
-        batches: Images at a time.
-        size: Side of the images in pixels.
-        rounds: How often each variant's turn comes.
-        device: cpu or cuda.
+        chosen: From :func:`combinations`.
+        rounds: How often each one's turn comes.
         threads: Of the CPU; torch's choice if None.
         memory: Measure memory, preparation and first inference too, in a fresh process for each variant.
 
-    Raises:
-        ValueError: There is no such model, engine, precision or device.
+    Returns:
+        Where and how it was measured, ``matrix_product_gmacs_per_second`` by type, ``multiply_adds`` of an image by
+        model, and ``variants``: what each is and its figures.
     """
-    chosen = _combinations(models, engines, precisions, batches, size, device)
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     alone = [measure_alone(variant, threads) if memory else {} for variant in _progress(chosen, "Memory")]
     calls = [variants.runner(variant, threads) for variant in _progress(chosen, "Preparing")]
-    types = [name for name in precisions if name in TYPES]
-    seconds = _time_in_rounds([*calls, *(_product(name, device) for name in types)], rounds)
-    products = seconds[len(calls) :]
-    peaks = {name: SIDE**3 / min(times) for name, times in zip(types, products, strict=True)}
-    costs = {model: multiply_adds(replace(chosen[0], model=model)) for model in models}
+    types = sorted({variant.precision for variant in chosen} & set(TYPES))
+    products = [_product(name, chosen[0].device) for name in types]
+    seconds = _time_in_rounds([*calls, *products], rounds)
+    peaks = {name: SIDE**3 / min(times) for name, times in zip(types, seconds[len(calls) :], strict=True)}
+    costs = {variant.model: multiply_adds(variant) for variant in {each.model: each for each in chosen}.values()}
     results = []
     for variant, times, extra in zip(chosen, seconds, alone, strict=False):
-        work = costs[variant.model] * variant.batch
-        results.append(
-            {**asdict(variant), **_figures(times, work, peaks.get(variant.precision), variant.batch), **extra}
-        )
+        figures = _figures(times, costs[variant.model], peaks.get(variant.precision), variant.batch)
+        results.append({**asdict(variant), **figures, **extra})
     return {
         **provenance(0),
         "rounds": rounds,
@@ -87,14 +71,27 @@ def run(
     }
 
 
-def _combinations(
+def combinations(
     models: Sequence[str],
     engines: Sequence[str],
     precisions: Sequence[str],
-    batches: Sequence[int],
-    size: int,
-    device: str,
+    batches: Sequence[int] = (1,),
+    size: int = 224,
+    device: str = "cpu",
 ) -> list[Variant]:
+    """Every combination that exists: an engine is passed over where it does not have a precision.
+
+    Args:
+        models: See :attr:`Variant.model`.
+        engines: Of ``variants.ENGINES``.
+        precisions: fp32, bf16, fp16, int8.
+        batches: Images at a time.
+        size: Side of the images in pixels.
+        device: cpu or cuda.
+
+    Raises:
+        ValueError: There is no such model, engine, precision or device.
+    """
     known = sorted({precision for each in ENGINES.values() for precision in each})
     for kind, given, expected in (("engine", engines, ENGINES), ("precision", precisions, known)):
         for name in given:
@@ -185,32 +182,38 @@ def _in_fresh_process(variant: Variant, threads: int) -> dict[str, float]:
     start = time.perf_counter()
     call = variants.runner(variant, threads)
     ready = time.perf_counter()
-    before = _peak_memory()
+    before = _resident("VmRSS")
+    _forget_peak()
     call()
     first = time.perf_counter()
     call()
     call()
+    peak = _resident("VmHWM")
     if variant.device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        peak = _peak_memory()
+        before, peak = 0, torch.cuda.max_memory_allocated() / 2**20
     return {
         "preparation_seconds": round(ready - start, 2),
         "first_inference_seconds": round(first - ready, 3),
         "peak_memory_mib": round(peak, 1),
-        "inference_memory_mib": round(max(peak - before, 0), 1),
+        "inference_memory_mib": round(peak - before, 1),
     }
 
 
-def _peak_memory() -> float:
-    """Highest resident memory of this process, in MiB. Linux carries the usual figure over from the parent process."""
+def _resident(what: str) -> float:
+    """Resident memory of this process in MiB: now (VmRSS), or its highest (VmHWM), which alone other systems know."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
+            if line.startswith(what):
                 return int(line.split()[1]) / 2**10
     except OSError:
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+
+
+def _forget_peak() -> None:
+    """Let the highest resident memory count from now, so that what preparation needed is not in it (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":
