@@ -17,7 +17,6 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 bench: $(VENV)/ready  # on a quiet machine: some 20 minutes
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,deploy]"
 	$(BIN)/python -m benchmarks.performance
 
 $(VENV)/ready: pyproject.toml constraints.txt

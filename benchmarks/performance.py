@@ -68,6 +68,12 @@ def targets(results: dict[str, Any], memory: dict[str, float]) -> list[dict[str,
     def best(precision: str) -> float:
         return min(time.get((OURS, engine, precision), 1e9) for engine in ("onnxruntime", "openvino"))
 
+    def gain(precision: str) -> float:
+        return time[OURS, "openvino", "fp32"] / time[OURS, "openvino", precision]
+
+    def cost(peer: str) -> float:
+        return time[peer, "openvino", "fp32"] / work[peer]
+
     naive = time[NAIVE, "eager", "fp32"]
     work = results["multiply_adds"]
     ideal = work[OURS] / results["matrix_product_gmacs_per_second"]["fp32"] / 1e6
@@ -77,14 +83,11 @@ def targets(results: dict[str, Any], memory: dict[str, float]) -> list[dict[str,
         ("fp32, best engine: times the naive model's speed", naive / best("fp32"), ">=", 2.0),
         ("fp32, best engine: time over that of its multiply-adds at the peak", best("fp32") / ideal, "<=", 1.1),
         ("fp32, fused, in torch: times the naive model's speed", naive / torch_only, ">=", 1.5),
-        ("bf16 over fp32, OpenVINO: speed", *_gain(time, "bf16"), ">=", 1.7),
-        ("int8 over fp32, OpenVINO: speed", *_gain(time, "int8"), ">=", 2.3),
-        *[
-            (f"fp32, OpenVINO: time per multiply-add over {peer}'s", per_mac / (time[peer, "openvino", "fp32"] / work[peer]), "<=", 1.1)
-            for peer in PEERS
-        ],
+        ("bf16 over fp32, OpenVINO: speed", gain("bf16"), ">=", 1.7),
+        ("int8 over fp32, OpenVINO: speed", gain("int8"), ">=", 2.3),
+        *[(f"fp32: time per multiply-add over {peer}'s", per_mac / cost(peer), "<=", 1.1) for peer in PEERS],
         ("backbone at 800x1280, fp32: memory over the naive model's", memory["ours"] / memory["naive"], "<=", 0.4),
-    ]  # fmt: skip
+    ]
     return [
         {
             "what": what,
@@ -94,10 +97,6 @@ def targets(results: dict[str, Any], memory: dict[str, float]) -> list[dict[str,
         }
         for what, value, sign, aim in rows
     ]
-
-
-def _gain(time: dict[tuple[str, str, str], float], precision: str) -> tuple[float]:
-    return (time[OURS, "openvino", "fp32"] / time[OURS, "openvino", precision],)
 
 
 def page(results: dict[str, Any], figure: str) -> str:
@@ -120,7 +119,8 @@ does its multiply-adds; [deployment.md](deployment.md) says how the rest is meas
 
 ![Median time of an image in each engine]({figure})
 
-Memory that inference adds, backbone at 800x1280, fp32: {memory["naive"]:,.0f} MiB naive, {memory["ours"]:,.0f} MiB ours.
+Memory that inference adds, backbone at 800x1280, fp32: {memory["naive"]:,.0f} MiB naive, {memory["ours"]:,.0f} MiB
+ours.
 """
 
 

@@ -60,7 +60,7 @@ def export(
     """
     _require_offered(file, kind, precision)
     example = images[:1]
-    with tempfile.TemporaryDirectory(dir=_existing(file.parent)) as folder:
+    with _folder_beside(file) as folder:
         temporary = Path(folder) / file.name
         write = {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch_export}[kind]
         with quiet():
@@ -129,9 +129,12 @@ def _require_offered(file: Path, kind: str, precision: str) -> None:
         raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
 
 
-def _existing(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _folder_beside(file: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=file.parent)
+    except OSError as error:
+        raise OSError(f"{file}: cannot be written ({error.strerror})") from error
 
 
 class _Cast(nn.Module):

@@ -142,7 +142,7 @@ def test_command(
         (("--precision", "bf16"), "ONNX Runtime has no such kernels"),
         (("--images", "nowhere"), "nowhere: no such file or folder"),
         (("--output", "model.pt"), "model.pt: a file of format onnx must end in .onnx"),
-        (("--output", "/proc/model.onnx"), "/proc/"),
+        (("--output", "/proc/model.onnx"), "/proc/model.onnx: cannot be written"),
     ],
 )
 def test_mistakes(
