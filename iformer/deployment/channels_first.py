@@ -85,10 +85,11 @@ class ChannelsFirstNorm(nn.Module):
         self.sign = None if norm.weight is None else nn.Parameter(norm.weight[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Subtract the mean, divide by the standard deviation."""
-        x = x - x.mean(1, keepdim=True)
-        x = x * torch.rsqrt((x * x).mean(1, keepdim=True) + self.eps)
-        return x if self.sign is None else x * self.sign
+        """Subtract the mean, divide by the standard deviation; in float32 at least, for squares overflow float16."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide - wide.mean(1, keepdim=True)
+        y = (wide * torch.rsqrt((wide * wide).mean(1, keepdim=True) + self.eps)).to(x.dtype)
+        return y if self.sign is None else y * self.sign
 
 
 class ChannelsFirstAttention(nn.Module):
