@@ -149,16 +149,13 @@ class _Cast(nn.Module):
         return self.model(images.to(self.dtype)).float()
 
 
-def _shapes(images: Tensor, dynamic: bool) -> Any:
-    return ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},) if dynamic else None
-
-
 def trace(model: nn.Module, example: Tensor, dynamic: bool = False) -> ExportedProgram:
     """The graph of a network for images like ``example``, or of any size if ``dynamic``."""
     if dynamic:  # sizes of 1 are taken for constants, and those of the position embeddings for special cases
         example = example.new_zeros(2, example.shape[1], *(side + 32 for side in example.shape[2:]))
+    shapes = (dict.fromkeys((0, 2, 3), Dim.DYNAMIC),) if dynamic else None
     with torch.no_grad():
-        return torch.export.export(model, (example,), dynamic_shapes=_shapes(example, dynamic))
+        return torch.export.export(model, (example,), dynamic_shapes=shapes)
 
 
 def prepare(model: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
@@ -181,7 +178,7 @@ def write_onnx(
     assert program is not None
     program.save(file, external_data=False)
     if precision == "int8":
-        quantize_onnx(file, images)
+        quantize_onnx(file, images.split(len(example)))
 
 
 def _write_onnx(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
@@ -206,7 +203,7 @@ def to_openvino(network: nn.Module, example: Tensor, dynamic: bool = False) -> A
 def _write_openvino(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
     graph = to_openvino(channels_first(prepare(model, example, dynamic)), example, dynamic)
     if precision == "int8":
-        graph = quantize_openvino(graph, images)
+        graph = quantize_openvino(graph, images.split(1))
     for key, value in metadata(model, precision).items():
         graph.set_rt_info(value, [key])
     # 16-bit weights serve bfloat16 too; which type to compute in is said when the file is compiled.

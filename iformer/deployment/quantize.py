@@ -4,6 +4,7 @@ Convolutions and matrix products become int8, their weights with a scale per cha
 for there a quantised operation would save nothing and its rounding would cost accuracy.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,32 @@ _FLOAT = (
 )
 
 
-def quantize_openvino(graph: Any, images: Tensor) -> Any:
-    """An OpenVINO model in int8, calibrated on ``(N, C, H, W)`` images."""
+def quantize_openvino(graph: Any, batches: Sequence[Tensor]) -> Any:
+    """An OpenVINO model in int8, calibrated on batches of images such as it takes."""
     nncf = engines.require("nncf")
-    dataset = nncf.Dataset([image[None].numpy() for image in images])
+    dataset = nncf.Dataset([images.numpy() for images in batches])
     return nncf.quantize(
         graph,
         dataset,
-        subset_size=len(images),
+        subset_size=len(batches),
         model_type=nncf.ModelType.TRANSFORMER,
         ignored_scope=nncf.IgnoredScope(types=list(_FLOAT), validate=False),
     )
 
 
-def quantize_onnx(file: Path, images: Tensor) -> None:
-    """Replace an ONNX file by one in int8 (QDQ), calibrated on ``(N, C, H, W)`` images."""
+def quantize_onnx(file: Path, batches: Sequence[Tensor]) -> None:
+    """Replace an ONNX file by one in int8 (QDQ), calibrated on batches of images such as it takes."""
     tools = engines.require("onnxruntime.quantization")
     nodes = engines.require("onnx").load(file).graph.node
     depthwise = [node.name for node in nodes if any(part.name == "group" and part.i > 1 for part in node.attribute)]
 
     class Reader(tools.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:
-            self.rest = iter(images)
+            self.rest = iter(batches)
 
         def get_next(self) -> dict[str, Any] | None:
-            image = next(self.rest, None)
-            return None if image is None else {"images": image[None].numpy()}
+            images = next(self.rest, None)
+            return None if images is None else {"images": images.numpy()}
 
     tools.quantize_static(
         file,

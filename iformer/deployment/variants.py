@@ -27,7 +27,7 @@ ENGINES = {
 """The engines and the precisions that each has."""
 
 CALIBRATION = 8
-"""Random images that int8 is calibrated on: enough where only the speed is asked for."""
+"""Random batches that int8 is calibrated on: enough where only the speed is asked for."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ def _torch(variant: Variant, model: nn.Module, images: Tensor) -> Callable[[], o
 
 
 def _engine(variant: Variant, model: nn.Module, images: Tensor, threads: int | None) -> engines.Runner:
-    calibration = torch.randn(CALIBRATION, *images.shape[1:])
+    calibration = torch.randn(CALIBRATION * len(images), *images.shape[1:])
     fused = channels_first(prepare(model, images[:1]))
     if variant.engine == "openvino":
         graph = to_openvino(fused, images)
         if variant.precision == "int8":
-            graph = quantize_openvino(graph, calibration)
+            graph = quantize_openvino(graph, calibration.split(len(images)))
         return engines.run_openvino(graph, variant.precision, threads)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
