@@ -28,12 +28,15 @@ _FLOAT = (
 def quantize_openvino(graph: Any, batches: Sequence[Tensor]) -> Any:
     """An OpenVINO model in int8, calibrated on batches of images such as it takes."""
     nncf = engines.require("nncf")
+    # SmoothQuant's multiplications would stand between the quantised operations and gain nothing here.
+    no_smoothing = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
     dataset = nncf.Dataset([images.numpy() for images in batches])
     return nncf.quantize(
         graph,
         dataset,
         subset_size=len(batches),
         model_type=nncf.ModelType.TRANSFORMER,
+        advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=no_smoothing),
         ignored_scope=nncf.IgnoredScope(types=list(_FLOAT), validate=False),
     )
 
