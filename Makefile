@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/iformer demo
@@ -22,6 +22,9 @@ docs: $(VENV)/ready runs/demo/model.safetensors
 
 runs/demo/model.safetensors: | $(VENV)/ready
 	$(BIN)/iformer demo
+
+bench: $(VENV)/ready  # on a quiet machine: some 20 minutes
+	$(BIN)/python -m benchmarks.performance
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -285,6 +285,76 @@ def tables(
         _wide_console().print(measurement.render(measured))
 
 
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_CHECKPOINT", help="A model's name, or a trained one's folder.")
+    ],
+    file_format: Annotated[str, typer.Option("--format", help="onnx, openvino or torch-export.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Take any batch size, height and width.")] = False,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="By default the model's name.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Images to check with and to calibrate int8 (up to 300).")
+    ] = None,
+    labelled: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Class folders: measure the accuracy before and after.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="Of a model given by name: released, random or a file.")] = "released",
+    as_json: Json = False,
+) -> None:
+    """Write a model, fused, as a file that runs without this package, and check it on images."""
+    from iformer.deployment.shipping import ship
+
+    result = ship(model, file_format, precision, dynamic, output, images, labelled, weights)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    print(
+        f"{result['file']}: largest difference from eager {result['largest_difference']:.2g} "
+        f"({result['relative_difference']:.1e} of the largest logit) on {result['images']} images, "
+        f"same class for {result['same_class']:.0%}"
+    )
+    if "accuracy" in result:
+        accuracy = result["accuracy"]
+        print(f"Top-1 on {accuracy['images']:,} images: {accuracy['eager']:.2%} eager, {accuracy['file']:.2%} the file")
+
+
+@app.command()
+def benchmark(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Any of timm's, again for each; iformer_small by default.")
+    ] = None,
+    engines: Annotated[
+        str, typer.Option(help="Of eager, fused, compile, onnxruntime, openvino; separated by commas.")
+    ] = "eager,fused,onnxruntime,openvino",
+    precisions: Annotated[str, typer.Option(help="Of fp32, bf16, fp16, int8; separated by commas.")] = "fp32",
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Images at a time, again for each; 1 by default.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 224,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 15,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the latencies into this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure models side by side: latency, throughput, memory, share of the matrix-multiply peak."""
+    from iformer.deployment import benchmark as measurement
+    from iformer.deployment import benchmark_page
+
+    chosen = measurement.combinations(
+        model or ["iformer_small"], engines.split(","), precisions.split(","), batch or [1], size, device
+    )
+    results = measurement.run(chosen, rounds, threads)
+    if figure is not None:
+        benchmark_page.draw(results, figure)
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        _wide_console().print(benchmark_page.render(results))
+
+
 def _wide_console() -> "Console":
     """Standard output for tables: as wide as the terminal, or 120 columns where there is none."""
     from rich.console import Console

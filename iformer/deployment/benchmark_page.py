@@ -1,0 +1,86 @@
+"""The results of a benchmark for people: a table, a picture."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+COLORS = {"fp32": "tab:blue", "bf16": "tab:orange", "fp16": "tab:green", "int8": "tab:red"}
+
+
+def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and the cells below them."""
+    headings = ["Model", "Engine", "Type", "Batch", "ms", "quartiles", "images/s", "of peak"]
+    headings += ["prepare s", "first s", "peak MiB"]
+    body = []
+    for variant in results["variants"]:
+        share = variant["share_of_peak"]
+        alone = [
+            f"{variant[key]:,.{digits}f}" if key in variant else ""
+            for key, digits in (("preparation_seconds", 1), ("first_inference_seconds", 2), ("peak_memory_mib", 0))
+        ]
+        low, high = variant["quartiles"]
+        body.append(
+            [
+                variant["model"].rpartition(":")[2],
+                variant["engine"],
+                variant["precision"],
+                str(variant["batch"]),
+                f"{variant['milliseconds']:.1f}",
+                f"{low:.1f}-{high:.1f}",
+                f"{variant['images_per_second']:.1f}",
+                "" if share is None else f"{share:.0%}",
+                *alone,
+            ]
+        )
+    return headings, body
+
+
+def render(results: dict[str, Any]) -> Table:
+    """The results for a terminal."""
+    headings, body = rows(results)
+    peaks = ", ".join(f"{name} {value:,.0f}" for name, value in results["matrix_product_gmacs_per_second"].items())
+    view = Table(
+        box=None, padding=(0, 1), header_style="bold", caption=f"Peak, G multiply-adds/s: {peaks}. {results['machine']}"
+    )
+    for index, heading in enumerate(headings):
+        view.add_column(heading, justify="left" if index < 3 else "right", no_wrap=True)
+    for row in body:
+        view.add_row(*row)
+    return view
+
+
+def draw(results: dict[str, Any], file: Path) -> None:
+    """Draw the median time of an image for each variant, with quartiles.
+
+    Raises:
+        ValueError: ``file`` has an ending that matplotlib does not know.
+    """
+    shown = results["variants"]
+    figure = Figure((8, 1 + 0.32 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    seen: set[str] = set()
+    for index, variant in enumerate(shown):
+        value, precision = variant["milliseconds"] / variant["batch"], variant["precision"]
+        low, high = (quartile / variant["batch"] for quartile in variant["quartiles"])
+        axes.barh(
+            index,
+            value,
+            xerr=[[max(value - low, 0)], [max(high - value, 0)]],
+            color=COLORS[precision],
+            label=None if precision in seen else precision,
+        )
+        seen.add(precision)
+        axes.annotate(f"{value:.1f}", (max(value, high), index), (4, 0), textcoords="offset points", va="center")
+    labels = [
+        f"{variant['model'].rpartition(':')[2]}, {variant['engine']}, batch {variant['batch']}" for variant in shown
+    ]
+    axes.set_yticks(range(len(shown)), labels)
+    axes.invert_yaxis()
+    axes.margins(x=0.12, y=0.02)
+    axes.set_xlabel("milliseconds for an image: median and quartiles")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)

@@ -1,0 +1,121 @@
+"""The form of a fused model that inference engines run fastest.
+
+Engines choose the layout in memory themselves. What they cannot do is see that a linear layer between two permutations
+is a convolution: they multiply in a generic kernel and pass over the map again for GELU and the residual. With
+everything channels first and 1x1 convolutions for linear layers, both are part of the convolution.
+"""
+
+import copy
+from typing import Any, cast
+
+import torch
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+
+from iformer.deployment.fuse import FusedMixer
+from iformer.models.inception_transformer import (
+    AttentionBranch,
+    ConvBranch,
+    InceptionBlock,
+    InceptionStage,
+    MaxPoolBranch,
+    resize_pos_embed,
+)
+
+
+def channels_first(model: nn.Module) -> Any:
+    """A copy of a fused model whose blocks compute on ``(N, C, H, W)``, for export.
+
+    Args:
+        model: What :func:`~iformer.deployment.fuse.fuse` returned. Parts that are not of an iFormer stay as they are.
+    """
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, InceptionStage):
+                setattr(module, name, ChannelsFirstStage(child))
+    return model
+
+
+class ChannelsFirstStage(nn.Module):
+    """A stage. ``(N, C, H, W)`` -> ``(N, C', H', W')``."""
+
+    def __init__(self, stage: InceptionStage) -> None:
+        super().__init__()
+        self.downsample = stage.downsample
+        self.pos_embed = stage.pos_embed
+        self.blocks = nn.Sequential(*[ChannelsFirstBlock(block) for block in stage.blocks])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Downsampling, position embedding, blocks."""
+        x = self.downsample(x)
+        return self.blocks(x + resize_pos_embed(self.pos_embed, [x.shape[2], x.shape[3]]).permute(2, 0, 1))
+
+
+class ChannelsFirstBlock(nn.Module):
+    """A fused block. ``(N, C, H, W)`` -> ``(N, C, H, W)``."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        if not isinstance(block, InceptionBlock) or not isinstance(block.mixer, FusedMixer):
+            raise ValueError("channels_first takes a fused model")
+        mixer, mlp = block.mixer, cast(Any, block.mlp)
+        self.norm1 = ChannelsFirstNorm(block.norm1)
+        self.split_dims = mixer.split_dims
+        branches = (mixer.conv_branch, mixer.pool_branch, mixer.attn_branch)
+        self.branches = nn.ModuleList([_branch(branch) for branch in branches])
+        self.proj = nn.Sequential(mixer.fusion, _pointwise(mixer.proj))
+        self.norm2 = ChannelsFirstNorm(block.norm2)
+        self.mlp = nn.Sequential(_pointwise(mlp.fc1), nn.GELU(), _pointwise(mlp.fc2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Eqs. 3 to 6."""
+        parts = self.norm1(x).split(self.split_dims, dim=1)
+        mixed = [branch(part) for branch, part in zip(self.branches, parts, strict=True) if part.shape[1]]
+        x = x + self.proj(torch.cat(mixed, dim=1))
+        return x + self.mlp(self.norm2(x))
+
+
+class ChannelsFirstNorm(nn.Module):
+    """LayerNorm over the channels, written out. ``(N, C, H, W)`` -> ``(N, C, H, W)``."""
+
+    def __init__(self, norm: LayerNorm) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        self.sign = None if norm.weight is None else nn.Parameter(norm.weight[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Subtract the mean, divide by the standard deviation; in float32 at least, for squares overflow float16."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide - wide.mean(1, keepdim=True)
+        y = (wide * torch.rsqrt((wide * wide).mean(1, keepdim=True) + self.eps)).to(x.dtype)
+        return y if self.sign is None else y * self.sign
+
+
+class ChannelsFirstAttention(nn.Module):
+    """Self-attention between two permutations: it needs the positions as rows. ``(N, C, H, W)`` -> ``(N, C, H, W)``."""
+
+    def __init__(self, branch: AttentionBranch) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Eq. 7."""
+        return self.branch(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _branch(branch: nn.Module | None) -> nn.Module:
+    if isinstance(branch, ConvBranch):
+        return nn.Sequential(_pointwise(branch.fc), branch.conv, branch.act)
+    if isinstance(branch, MaxPoolBranch):
+        return nn.Sequential(branch.pool, _pointwise(branch.fc), branch.act)
+    return ChannelsFirstAttention(branch) if isinstance(branch, AttentionBranch) else nn.Identity()
+
+
+def _pointwise(linear: nn.Linear) -> nn.Conv2d:
+    """A linear layer as a 1x1 convolution."""
+    weight = linear.weight
+    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, device=weight.device, dtype=weight.dtype)
+    conv.weight = nn.Parameter(weight[:, :, None, None], requires_grad=False)
+    conv.bias = nn.Parameter(linear.bias, requires_grad=False)
+    return conv

@@ -1,0 +1,230 @@
+"""A model as a file that runs without this package: ONNX, OpenVINO or ``torch.export``.
+
+Images go in as ``(N, C, H, W)`` float32, normalised; ``(N, classes)`` float32 logits come out. What the user of the
+file has to know is in its metadata: ``model``, ``precision``, ``class_names`` (a JSON list) and ``preprocessing`` (a
+JSON object: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``).
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import ImageNetInfo, create_transform, resolve_input_data_config
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from iformer.deployment import engines
+from iformer.deployment.channels_first import channels_first
+from iformer.deployment.fuse import fuse
+from iformer.deployment.quantize import quantize_onnx, quantize_openvino
+from iformer.models.inception_transformer import InceptionTransformer
+from iformer.training.images import read_image
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOLERANCE = 1e-3
+"""How far float32 logits of an engine may be from eager's, relative to the largest one."""
+
+
+def export(
+    model: Any, file: Path, kind: str, precision: str, images: Tensor, dynamic: bool = False
+) -> dict[str, float]:
+    """Write ``model``, fused, in evaluation mode, into ``file``, and check what was written.
+
+    The file appears, or is replaced, once it is complete and has been checked.
+
+    Args:
+        model: A classifier of timm.
+        file: Its ending is the format's (``engines.FORMATS``).
+        kind: onnx, openvino or torch-export.
+        precision: fp32, bf16, fp16 or int8.
+        images: Preprocessed, ``(N, C, H, W)``: to check with, and to calibrate int8.
+        dynamic: Take any batch size, height and width, instead of one image of the size of ``images``.
+
+    Returns:
+        Of the file against eager float32 on ``images``: ``largest_difference``, the same relative to the largest logit
+        (``relative_difference``), and ``same_class``, the share of images with the same most probable class.
+
+    Raises:
+        ValueError: There is no such format, or it does not come in this precision; or float32 logits differ.
+        OSError: The file cannot be written.
+    """
+    _require_offered(file, kind, precision)
+    example = images[:1]
+    with _folder_beside(file) as folder:
+        temporary = Path(folder) / file.name
+        write = {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch_export}[kind]
+        with quiet():
+            write(model, temporary, precision, images, example, dynamic)
+        result = compare(model, engines.open_file(temporary, precision), images)
+        if precision == "fp32" and not result["relative_difference"] <= TOLERANCE:
+            raise ValueError(
+                f"{file}: not written, its logits differ from eager's by {result['relative_difference']:.1e} of the "
+                f"largest, expected at most {TOLERANCE:.0e}"
+            )
+        for part in Path(folder).iterdir():
+            os.replace(part, file.parent / part.name)
+    return result
+
+
+def compare(model: nn.Module, run: engines.Runner, images: Tensor) -> dict[str, float]:
+    """How far an engine's logits are from eager's; see :func:`export`."""
+    with torch.inference_mode():
+        expected = torch.cat([model(image[None]) for image in images])
+    logits = torch.cat([run(image[None]) for image in images])
+    largest = float((logits - expected).abs().max())
+    return {
+        "largest_difference": largest,
+        "relative_difference": largest / float(expected.abs().max()),
+        "same_class": float((logits.argmax(1) == expected.argmax(1)).double().mean()),
+    }
+
+
+def load_images(model: Any, paths: Sequence[Path]) -> Tensor:
+    """Image files, preprocessed as the model's configuration states, as one ``(N, C, H, W)`` tensor.
+
+    Raises:
+        UnreadableImageError: A file is no image.
+    """
+    config = resolve_input_data_config(model)
+    transform: Any = create_transform(**config, is_training=False)
+    return torch.stack([transform(read_image(path, config["input_size"][0])) for path in paths])
+
+
+def metadata(model: Any, precision: str) -> dict[str, str]:
+    """What goes into a file beside the graph; values are text."""
+    config = resolve_input_data_config(model)
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    names = model.pretrained_cfg.get("label_names")
+    if names is None and model.num_classes == 1000:
+        info = ImageNetInfo()
+        names = [info.index_to_description(index) for index in range(1000)]
+    return {
+        "model": model.pretrained_cfg.get("architecture", type(model).__name__),
+        "precision": precision,
+        "class_names": json.dumps(list(names or [])),
+        "preprocessing": json.dumps({key: config[key] for key in keys}),
+    }
+
+
+def _require_offered(file: Path, kind: str, precision: str) -> None:
+    if kind not in engines.FORMATS:
+        raise ValueError(f"format is {kind}, expected one of {', '.join(engines.FORMATS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision}, expected one of {', '.join(PRECISIONS)}")
+    if (kind, precision) == ("onnx", "bf16"):
+        raise ValueError("precision bf16: ONNX Runtime has no such kernels on CPUs, expected another format")
+    if (kind, precision) == ("torch-export", "int8"):
+        raise ValueError("precision int8: torch-export files are not quantised, expected format onnx or openvino")
+    if file.suffix != engines.FORMATS[kind]:
+        raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
+
+
+def _folder_beside(file: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=file.parent)
+    except OSError as error:
+        raise OSError(f"{file}: cannot be written ({error.strerror})") from error
+
+
+class _Cast(nn.Module):
+    """A network that computes in another type, between float32 images and logits."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images.to(self.dtype)).float()
+
+
+def trace(model: nn.Module, example: Tensor, dynamic: bool = False) -> ExportedProgram:
+    """The graph of a network for images like ``example``, or of any size if ``dynamic``."""
+    if dynamic:  # sizes of 1 are taken for constants, and those of the position embeddings for special cases
+        example = example.new_zeros(2, example.shape[1], *(side + 32 for side in example.shape[2:]))
+    shapes = (dict.fromkeys((0, 2, 3), Dim.DYNAMIC),) if dynamic else None
+    with torch.no_grad():
+        return torch.export.export(model, (example,), dynamic_shapes=shapes)
+
+
+def prepare(model: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
+    """The fused model, with position embeddings for the size of ``example`` unless ``dynamic``; other models fused."""
+    height, width = example.shape[2:]
+    fixed = not dynamic and any(isinstance(module, InceptionTransformer) for module in model.modules())
+    return fuse(model, (height, width) if fixed else None)
+
+
+def write_onnx(
+    network: nn.Module, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool = False
+) -> None:
+    """Write a network into an ONNX file, without metadata; ``images`` calibrate int8."""
+    engines.require("onnxscript")
+    if precision == "fp16":
+        network = _Cast(network, torch.float16)
+    program = torch.onnx.export(
+        trace(network, example, dynamic), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+    )
+    assert program is not None
+    program.save(file, external_data=False)
+    if precision == "int8":
+        quantize_onnx(file, images.split(len(example)))
+
+
+def _write_onnx(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
+    onnx = engines.require("onnx")
+    write_onnx(channels_first(prepare(model, example, dynamic)), file, precision, images, example, dynamic)
+    graph = onnx.load(file)
+    onnx.helper.set_model_props(graph, metadata(model, precision))
+    onnx.save(graph, file)
+
+
+def to_openvino(network: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
+    """A network as an OpenVINO model."""
+    openvino = engines.require("openvino")
+    graph = openvino.convert_model(trace(network, example, dynamic))
+    graph.inputs[0].tensor.set_names({"images"})
+    graph.outputs[0].tensor.set_names({"logits"})
+    if not dynamic:
+        graph.reshape(list(example.shape))
+    return graph
+
+
+def _write_openvino(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
+    graph = to_openvino(channels_first(prepare(model, example, dynamic)), example, dynamic)
+    if precision == "int8":
+        graph = quantize_openvino(graph, images.split(1))
+    for key, value in metadata(model, precision).items():
+        graph.set_rt_info(value, [key])
+    # 16-bit weights serve bfloat16 too; which type to compute in is said when the file is compiled.
+    engines.require("openvino").save_model(graph, file, compress_to_fp16=precision in ("bf16", "fp16"))
+
+
+def _write_torch_export(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
+    network = prepare(model, example, dynamic)
+    if precision != "fp32":
+        network = _Cast(network, TYPES[precision])
+    torch.export.save(trace(network, example, dynamic), file, extra_files=metadata(model, precision))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters and quantisers say about themselves; their progress goes to standard error."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

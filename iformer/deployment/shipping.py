@@ -1,0 +1,103 @@
+"""What ``iformer export`` does: find the model and the images, export, measure the accuracy."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.cbook import get_sample_data
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from iformer.deployment import engines
+from iformer.deployment.export import export, load_images
+from iformer.deployment.quantize import Batches, top1
+from iformer.models import checkpoint
+from iformer.training.images import find_images
+
+MOST_IMAGES = 300
+"""Images to check with and to calibrate on: more change the scales no longer."""
+
+BUILT_IN = ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png")
+"""Pictures that come with matplotlib, to check with where none are given."""
+
+
+def ship(
+    name: str,
+    kind: str,
+    precision: str = "fp32",
+    dynamic: bool = False,
+    output: Path | None = None,
+    images: Path | None = None,
+    labelled: Path | None = None,
+    weights: str = "released",
+) -> dict[str, Any]:
+    """Export a model and say how well that went.
+
+    Args:
+        name: A model of timm, or the folder of a trained one.
+        kind: The format; see :func:`~iformer.deployment.export.export`, like ``precision`` and ``dynamic``.
+        precision: As there.
+        dynamic: As there.
+        output: The file; by default the model's name in the working folder.
+        images: A folder of images, needed for int8.
+        labelled: A folder of class folders that are called as the model's classes.
+        weights: Of a model of timm: released, random, or a file.
+
+    Returns:
+        ``file``, ``format``, ``precision``, ``dynamic``, ``images`` (how many it was checked with), what
+        :func:`~iformer.deployment.export.export` returns, and with ``labelled`` ``accuracy``: ``images``, ``eager``,
+        ``file``.
+
+    Raises:
+        ValueError: An argument is wrong, or does not fit the others.
+        OSError: A file cannot be read or written.
+    """
+    if precision == "int8" and images is None:
+        raise ValueError("precision int8: needs images to calibrate on, expected a folder of them (--images)")
+    paths = find_images([images]) if images else [Path(get_sample_data(file, asfileobj=False)) for file in BUILT_IN]
+    model = load(name, weights)
+    samples = _samples(model, labelled) if labelled else []
+    file = output or Path(Path(name).name + engines.FORMATS.get(kind, ""))
+    few = paths[:: -(-len(paths) // MOST_IMAGES)]  # evenly from all of them, and so from every class folder
+    result = {
+        "file": str(file),
+        "format": kind,
+        "precision": precision,
+        "dynamic": dynamic,
+        "images": len(few),
+        **export(model, file, kind, precision, load_images(model, few), dynamic),
+    }
+    if samples:
+        run = engines.open_file(file, precision)
+        batches = _batches(model, samples)
+        result["accuracy"] = {
+            "images": len(samples),
+            "eager": top1(model, batches),
+            "file": top1(lambda many: torch.cat([run(image[None]) for image in many]), batches),
+        }
+    return result
+
+
+def load(name: str, weights: str = "released") -> Any:
+    """A model by timm's name, or from the folder of a trained one, in evaluation mode."""
+    if Path(name).exists():
+        return checkpoint.load(name)
+    pretrained = {"released": True, "random": False}.get(weights, weights)
+    return checkpoint.create(name, pretrained).eval()
+
+
+def _samples(model: Any, folder: Path) -> list[tuple[Path, int]]:
+    """Images of class folders with the model's labels."""
+    names = list(model.pretrained_cfg.get("label_names") or [])
+    paths = find_images([folder])
+    unknown = sorted({path.parent.name for path in paths} - set(names))
+    if unknown:
+        raise ValueError(f"{folder}: {unknown[0]} is not a class of the model, expected folders of {names[:10]}")
+    return [(path, names.index(path.parent.name)) for path in paths]
+
+
+def _batches(model: Any, samples: list[tuple[Path, int]]) -> Batches:
+    def collate(samples: list[tuple[Path, int]]) -> tuple[Tensor, Tensor]:
+        return load_images(model, [path for path, _ in samples]), torch.tensor([label for _, label in samples])
+
+    return DataLoader(samples, batch_size=64, collate_fn=collate)  # type: ignore[arg-type]

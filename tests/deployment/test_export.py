@@ -1,0 +1,182 @@
+"""Exported files compute what the model does, say what their user has to know, and run without this package."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from iformer.cli import main
+from iformer.deployment import engines
+from iformer.deployment.export import compare, export, load_images
+from iformer.models import checkpoint
+from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
+
+NAMES = ["cat", "dog", "frog"]
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    nano = draw(timm.create_model("iformer_nano", num_classes=3).eval())
+    nano.pretrained_cfg["label_names"] = NAMES
+    return nano
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of three small images each."""
+    random = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("images")
+    for name in NAMES:
+        (root / name).mkdir()
+        for index in range(3):
+            coarse = random.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((60, 50)).save(root / name / f"{index}.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(model: nn.Module, folder: Path) -> Tensor:
+    return load_images(model, sorted(folder.rglob("*.jpg")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        *[("onnx", precision) for precision in ("fp32", "fp16", "int8")],
+        *[("openvino", precision) for precision in ("fp32", "bf16", "fp16", "int8")],
+        *[("torch-export", precision) for precision in ("fp32", "bf16", "fp16")],
+    ],
+)
+def test_every_format(model: nn.Module, images: Tensor, tmp_path: Path, kind: str, precision: str) -> None:
+    file = tmp_path / f"nano{engines.FORMATS[kind]}"
+    result = export(model, file, kind, precision, images)
+    tolerance = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1}[precision]
+    assert result["relative_difference"] <= tolerance
+    again = compare(model, engines.open_file(file, precision), images)
+    assert again["relative_difference"] == pytest.approx(result["relative_difference"], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_any_size(model: nn.Module, images: Tensor, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"nano{engines.FORMATS[kind]}"
+    export(model, file, kind, "fp32", images[:2], dynamic=True)
+    run = engines.open_file(file)
+    for shape in [(1, 3, 32, 32), (3, 3, 47, 61)]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(run(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_model(tmp_path: Path) -> None:
+    model = draw(timm.create_model("iformer_small", img_size=64).eval())
+    result = export(model, tmp_path / "small.xml", "openvino", "fp32", torch.randn(1, 3, 64, 64))
+    assert result["relative_difference"] < 1e-4
+
+
+def test_metadata(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    openvino = pytest.importorskip("openvino")
+    found: list[dict[str, Any]] = []
+    for kind, suffix in engines.FORMATS.items():
+        file = tmp_path / f"nano{suffix}"
+        export(model, file, kind, "fp32", images[:1])
+        if kind == "onnx":
+            found.append({entry.key: entry.value for entry in onnx.load(file).metadata_props})
+        elif kind == "openvino":
+            read = openvino.Core().read_model(file)
+            found.append({key: read.get_rt_info([key]).astype(str) for key in found[0]})
+        else:
+            extra = dict.fromkeys(found[0], "")
+            torch.export.load(file, extra_files=extra)
+            found.append(extra)
+    assert found[0] == found[1] == found[2]
+    assert json.loads(found[0]["class_names"]) == NAMES
+    assert json.loads(found[0]["preprocessing"])["input_size"] == [3, 32, 32]
+    assert found[0]["precision"] == "fp32"
+
+
+def command(*arguments: object) -> list[str]:
+    return ["iformer", "export", *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def trained(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    checkpoint.save(model, folder, NAMES)
+    return folder
+
+
+def test_command(
+    trained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "new" / "nano.xml"
+    options = ("--format", "openvino", "--precision", "int8", "--images", folder, "--labelled", folder, "--json")
+    monkeypatch.setattr("sys.argv", command(trained, "--output", file, *options))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    result = json.loads(capsys.readouterr().out)
+    assert file.is_file()
+    assert file.with_suffix(".bin").is_file()
+    assert result["images"] == 9
+    assert result["accuracy"]["images"] == 9
+    assert {"largest_difference", "same_class"} <= set(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--format", "caffe"), "format is caffe, expected one of onnx, openvino, torch-export"),
+        (("--precision", "int4"), "precision is int4, expected one of fp32, bf16, fp16, int8"),
+        (("--precision", "int8"), "needs images to calibrate on"),
+        (("--precision", "bf16"), "ONNX Runtime has no such kernels"),
+        (("--images", "nowhere"), "nowhere: no such file or folder"),
+        (("--output", "model.pt"), "model.pt: a file of format onnx must end in .onnx"),
+        (("--output", "/proc/model.onnx"), "/proc/model.onnx: cannot be written"),
+    ],
+)
+def test_mistakes(
+    trained: Path,
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", command(trained, *arguments))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("iformer: error: ")
+    assert message in error
+
+
+def test_the_documents_example_runs_without_this_package(
+    model: nn.Module, images: Tensor, folder: Path, tmp_path: Path
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "deployment.md"
+    export(model, tmp_path / "model.onnx", "onnx", "fp32", images)
+    program = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert program
+    picture = folder / "cat" / "0.jpg"
+    forbidden = "import sys\nsys.modules.update(dict.fromkeys(('iformer', 'timm', 'torch')))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", forbidden + program[1].replace("photo.jpg", str(picture))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    with torch.no_grad():
+        expected = NAMES[int(model(load_images(model, [picture])).argmax())]
+    assert expected in done.stdout

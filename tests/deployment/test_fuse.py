@@ -1,0 +1,124 @@
+"""A fused model computes what the original does, to rounding."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers import LayerScale, freeze_batch_norm_2d
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.ops import FeaturePyramidNetwork
+
+from iformer.deployment.fuse import FusedMixer, fuse
+from iformer.models.inception_transformer import InceptionTransformer
+from iformer.models.presets import PRESETS
+from tests.models.conftest import _seed_and_threads, draw, tiny  # noqa: F401  (fixtures)
+
+Tiny = Callable[..., InceptionTransformer]
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def agree(fused: Tensor, original: Tensor) -> None:
+    """To 1e-5 of the largest value, in float32."""
+    assert fused.shape == original.shape
+    assert (fused - original).abs().max() <= 1e-5 * original.abs().max()
+
+
+def operations(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset(name: str) -> None:
+    model = draw(timm.create_model(name).eval())
+    images = torch.randn(1, 3, 64, 48)
+    fused = fuse(model)
+    agree(fused(images), model(images))
+    agree(fused.forward_features(images), model.forward_features(images))
+
+
+def test_folds_what_it_says(tiny: Tiny) -> None:  # noqa: F811
+    model = tiny()
+    fused = fuse(model)
+    assert not operations(fused, nn.BatchNorm2d)
+    assert not operations(fused, LayerScale)
+    assert len(operations(fused, FusedMixer)) == 5
+    affine = [norm for norm in operations(fused.stages, nn.LayerNorm) if norm.weight is not None]
+    assert not affine  # the scales drawn for the max-pooling branches are positive
+    assert fused.norm.weight is not None
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    assert operations(model, nn.BatchNorm2d)  # the original stays
+
+
+def test_negative_scales_before_max_pooling(tiny: Tiny) -> None:  # noqa: F811
+    model = tiny()
+    for block in model.stages.modules():
+        if hasattr(block, "norm1") and isinstance(block.norm1, nn.LayerNorm):
+            block.norm1.weight.normal_()
+    fused = fuse(model)
+    signs = [norm.weight for norm in operations(fused.stages, nn.LayerNorm) if norm.weight is not None]
+    assert signs
+    assert all(set(sign.tolist()) == {-1.0, 1.0} for sign in signs)
+    images = torch.randn(2, 3, 64, 64)
+    agree(fused(images), model(images))
+
+
+@pytest.mark.parametrize("feature_cls", ["getter", "list", "fx"])
+def test_backbones(tiny: Tiny, feature_cls: str) -> None:  # noqa: F811
+    model = tiny(features_only=True, feature_cls=feature_cls)
+    images = torch.randn(2, 3, 65, 90)
+    for one, other in zip(fuse(model)(images), model(images), strict=True):
+        agree(one, other)
+
+
+def test_inside_a_detector(tiny: Tiny) -> None:  # noqa: F811
+    class Pyramid(nn.Module):
+        out_channels = 16
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = freeze_batch_norm_2d(tiny(features_only=True))
+            self.fpn = FeaturePyramidNetwork([16, 32, 48, 64], 16)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return self.fpn({str(i): features for i, features in enumerate(self.body(x))})
+
+    detector = MaskRCNN(Pyramid(), num_classes=3, min_size=64, max_size=96).eval()
+    images = torch.randn(1, 3, 64, 96)
+    fused = fuse(detector)
+    assert operations(fused, FusedMixer)
+    for one, other in zip(fused.backbone(images).values(), detector.backbone(images).values(), strict=True):
+        agree(one, other)
+
+
+@pytest.mark.parametrize("size", [96, (64, 33)])
+def test_fixed_size(tiny: Tiny, size: int | tuple[int, int]) -> None:  # noqa: F811
+    model = tiny()
+    height, width = (size, size) if isinstance(size, int) else size
+    images = torch.randn(1, 3, height, width)
+    fused = fuse(model, size)
+    agree(fused(images), model(images))
+    assert fused.stages[0].pos_embed.shape == (-(-height // 4), -(-width // 4), 16)
+
+
+def test_fuses_once(tiny: Tiny) -> None:  # noqa: F811
+    model = tiny()
+    images = torch.randn(1, 3, 64, 64)
+    agree(fuse(fuse(model))(images), model(images))
+
+
+def test_other_models() -> None:
+    model = timm.create_model("repvgg_a0", num_classes=3).eval()
+    images = torch.randn(1, 3, 64, 64)
+    fused = fuse(model)
+    assert not operations(fused, nn.BatchNorm2d)
+    torch.testing.assert_close(fused(images), model(images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="holds no iFormer"):
+        fuse(model, 64)
