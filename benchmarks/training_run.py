@@ -11,6 +11,7 @@ curve.png and writes README.md. The duration is the time between the first and t
 import argparse
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,29 +19,37 @@ from typing import Any
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-COPIED = ("metrics.csv", "test.json", "recipe.yaml", "confusion.csv", "per_class.csv")
+COPIED = ("test.json", "recipe.yaml", "confusion.csv", "per_class.csv")
 COLOURS = ("#0072b2", "#d55e00", "#009e73")
 
 Series = list[tuple[float, float]]
 
 
-def read(file: Path) -> dict[str, Series]:
-    """Of each column of ``metrics.csv`` the values, with the optimiser steps made before them."""
-    columns: dict[str, Series] = {}
-    with open(file, newline="") as opened:
-        for row in csv.DictReader(opened):
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value:
-                    columns.setdefault(name, []).append((int(row["step"]) + 1, float(value)))
-    return columns
+def history(folder: Path) -> list[Path]:
+    """The run's files of metrics: those of before each resumption, then the last."""
+    return [*sorted(folder.glob("metrics-*.csv")), folder / "metrics.csv"]
+
+
+def read(folder: Path) -> dict[str, Series]:
+    """Of each column of the run's metrics the values, with the optimiser steps made before them."""
+    columns: dict[str, dict[float, float]] = {}
+    for file in history(folder):
+        with open(file, newline="") as opened:
+            for row in csv.DictReader(opened):
+                for name, value in row.items():
+                    if name not in ("step", "epoch") and value:
+                        columns.setdefault(name, {})[int(row["step"]) + 1] = float(value)
+    return {name: sorted(values.items()) for name, values in columns.items()}
 
 
 def minutes(folder: Path) -> float:
-    """Between the first and the last event of a run that was not interrupted."""
-    (file,) = folder.glob("events.out.tfevents.*")
-    events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
-    times = [event.wall_time for tag in events.Tags()["scalars"] for event in events.Scalars(tag)]
-    return (max(times) - min(times)) / 60
+    """Between the first and the last event, without the pauses of a run that was interrupted."""
+    total = 0.0
+    for file in folder.glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        times = [event.wall_time for tag in events.Tags()["scalars"] for event in events.Scalars(tag)]
+        total += max(times) - min(times)
+    return total / 60
 
 
 def smooth(values: list[float], memory: float = 0.9) -> list[float]:
@@ -121,13 +130,13 @@ def main() -> None:
         folder = arguments.output / run.name if len(arguments.runs) > 1 else arguments.output
         folder.mkdir(parents=True, exist_ok=True)
         images = sorted(run.glob("*.png"))
-        for file in [*(run / name for name in COPIED if (run / name).is_file()), *images]:
+        for file in [*history(run), *(run / name for name in COPIED if (run / name).is_file()), *images]:
             shutil.copyfile(file, folder / file.name)
         pictures += [str((folder / image.name).relative_to(arguments.output)) for image in images]
         test = json.loads((run / "test.json").read_text())
-        curves[run.name] = read(run / "metrics.csv")
+        curves[run.name] = read(run)
         columns[run.name] = figures(run, curves[run.name], arguments.metric, test)
-        commands += [test["command"].replace("iformer test", "iformer fit").split(" --resume")[0], test["command"]]
+        commands += [re.sub("(test|validate)", "fit", test["command"], count=1).split(" --resume")[0], test["command"]]
     draw(curves, arguments.metric, arguments.output / "curve.png")
     (arguments.output / "README.md").write_text(page(arguments.output, columns, commands, pictures, arguments.note))
 
