@@ -7,7 +7,9 @@ detectors and segmenters name their task in ``config.json``, and what builds the
 import copy
 import difflib
 import json
+import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,8 +31,9 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
 
     Args:
         name: In timm's registry.
-        pretrained: True for the released weights, or a file of weights, or the folder of a run; position embeddings
-            are resized to the model's, and a classifier of another number of classes begins anew.
+        pretrained: True for the released weights, or a file of a classifier's weights, or the folder of a run that
+            trained one; position embeddings are resized to the model's, and a classifier of another number of classes
+            begins anew.
         arguments: Of ``timm.create_model``.
 
     Raises:
@@ -43,9 +46,11 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
     if isinstance(pretrained, str):
         arguments = {**arguments, "pretrained_cfg_overlay": _weights(Path(pretrained))}
     try:
-        return timm.create_model(name, pretrained=bool(pretrained), **arguments)
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(f"{name} with {arguments}: {str(error).splitlines()[0]}") from error
+        with _missing_keys() as missing:
+            model = timm.create_model(name, pretrained=bool(pretrained), **arguments)
+    except (RuntimeError, TypeError, KeyError, AssertionError, IndexError) as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name} with {arguments}: {message}") from error
     except OSError as error:
         if pretrained is not True:
             raise
@@ -53,14 +58,50 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
             f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); "
             "give the path of a local copy for `pretrained`"
         ) from error
+    lacking = [key for key in missing if not key.startswith(_classifiers(name))]
+    if isinstance(pretrained, str) and lacking:
+        raise ValueError(
+            f"{pretrained}: not a checkpoint of {name}: it lacks {len(lacking)} of its tensors, {lacking[0]} first"
+        )
+    return model
+
+
+@contextmanager
+def _missing_keys() -> Iterator[list[str]]:
+    """The tensors that timm does not find in a file, which it tells nobody but its log where it loads a part."""
+    missing: list[str] = []
+
+    class Reader(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if found := re.match(r"Missing keys \((.*)\) discovered", record.getMessage()):
+                missing.extend(found[1].split(", "))
+
+    logger, reader = logging.getLogger("timm.models._builder"), Reader()
+    level = logger.level
+    logger.addHandler(reader)
+    logger.setLevel(logging.INFO)
+    try:
+        yield missing
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(reader)
+
+
+def _classifiers(name: str) -> tuple[str, ...]:
+    """How the names of the model's classifiers begin, which are not in every file."""
+    names = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
+    return tuple(f"{module}." for module in ([names] if isinstance(names, str) else names))
 
 
 def _weights(path: Path) -> dict[str, Any]:
     """What timm is to know of a file of weights, or of the folder of a run."""
     known = {}
     if path.is_dir():
-        config = path / "config.json"
-        known = {"num_classes": json.loads(config.read_text())["num_classes"]} if config.is_file() else {}
+        if (path / "config.json").is_file():
+            known = json.loads((path / "config.json").read_text())
+            if "task" in known:
+                raise ValueError(f"{path}: a checkpoint for {known['task']}, expected a classifier's")
+            known = {"num_classes": known["num_classes"]}
         path /= "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file (weights to begin from)")

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from iformer.models import checkpoint
@@ -97,3 +98,34 @@ def test_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     with pytest.raises(OSError, match=r"iformer_small: its weights could not be fetched \(no route\); give the path"):
         checkpoint.create("iformer_small", pretrained=True)
+
+
+def test_a_file_without_the_models_weights_is_refused(tmp_path: Path) -> None:
+    """timm loads a part of them, or none, without a word where the classifier is another."""
+    weights = timm.create_model("resnet18", num_classes=3).state_dict()
+    prefixed = {f"backbone.{key}": value for key, value in weights.items()}
+    incomplete = {key: value for key, value in weights.items() if "layer4.1.conv2" not in key}
+    file = tmp_path / "a.safetensors"
+    for state_dict, told in ((prefixed, r"\d+ of its tensors, conv1\.weight first"), (incomplete, "1 of its tensors")):
+        save_file(state_dict, file)
+        for arguments in ({"features_only": True}, {"num_classes": 5}):
+            with pytest.raises(ValueError, match=f"^{file}: not a checkpoint of resnet18: it lacks {told}") as error:
+                checkpoint.create("resnet18", str(file), **arguments)
+            assert "\n" not in str(error.value)
+    headless = {key: value for key, value in weights.items() if not key.startswith("fc.")}
+    save_file(headless, tmp_path / "headless.safetensors")
+    model = checkpoint.create("resnet18", str(tmp_path / "headless.safetensors"), features_only=True)
+    assert torch.equal(model.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"])
+
+
+def test_a_segmenters_run_is_no_classifier_to_begin_from(tmp_path: Path) -> None:
+    checkpoint.save_assembled(nano(), tmp_path, "segmentation", {"class_names": ["a", "b"]})
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: a checkpoint for segmentation, expected a classifier's$"):
+        checkpoint.create("iformer_nano", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "pit_ti_224"])
+def test_a_model_without_four_feature_maps_is_named_in_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} with .*out_indices.*out of range") as error:
+        checkpoint.create(name, features_only=True, out_indices=(-4, -3, -2, -1))
+    assert "\n" not in str(error.value)
