@@ -1,14 +1,20 @@
 """Segmentation networks over the feature maps of any timm model: Semantic FPN, and UPerNet."""
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import torch
 import torch.nn.functional as F
+from timm.models import is_model_in_modules
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
 from iformer.models import checkpoint
+
+# timm's models that hold to one size, but need not.
+SIZED = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
 
 Architecture = Literal["semantic_fpn", "upernet"]
 
@@ -28,7 +34,7 @@ class Segmenter(nn.Module):
         self.channels_last_features = str(getattr(backbone, "output_fmt", "")).endswith("NHWC")
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` -> logits ``(N, num_classes, H, W)``, for any height and width that the backbone takes."""
+        """``(N, 3, H, W)`` -> logits ``(N, num_classes, H, W)``, for any height and width."""
         features = self.backbone(images)
         if self.channels_last_features:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
@@ -112,7 +118,8 @@ def semantic_fpn(
     """Semantic FPN, as in Table 4 of the paper.
 
     Args:
-        backbone: A timm model with four feature maps or more; the coarsest four are used.
+        backbone: A timm model for images of any size with four feature maps or more, each of half the size of the one
+            before it; the coarsest four are used.
         num_classes: Channels of the logits.
         pretrained_backbone: See :func:`iformer.models.checkpoint.create`.
         neck_channels: Of the feature pyramid.
@@ -157,4 +164,25 @@ def build(architecture: Architecture, **arguments: Any) -> Segmenter:
 
 
 def _features(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> Any:
-    return checkpoint.create(name, pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **arguments)
+    """The four coarsest feature maps of images of any size.
+
+    Raises:
+        ValueError: The backbone has no such maps, or wants images of certain sizes.
+    """
+    if is_model_in_modules(name, SIZED):
+        arguments = {"strict_img_size": False, **arguments}
+    features = checkpoint.create(name, pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **arguments)
+    strides = features.feature_info.reduction()
+    if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
+        raise ValueError(f"{name}: feature maps of strides {strides}, expected four, each twice the one before")
+    for module in features.modules():
+        if hasattr(module, "dynamic_img_pad"):  # a patch embedding, which takes multiples of its patches only
+            module.dynamic_img_pad = True
+    training = features.training
+    try:
+        with torch.no_grad():
+            features.eval()(torch.zeros(1, 3, 33, 67, device=next(features.parameters()).device))
+    except (RuntimeError, AssertionError) as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name}: takes images of certain sizes only, expected any size ({message})") from error
+    return features.train(training)

@@ -14,16 +14,16 @@ FAMILIES = {
     "iformer_nano": {},
     "resnet18": {},
     "convnext_atto": {},
-    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24, "strict_img_size": False},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("backbone", FAMILIES)
-@pytest.mark.parametrize("size", [(64, 96), (51, 97)])
+@pytest.mark.parametrize("size", [(64, 96), (51, 97), (32, 32)])
 def test_logits_have_the_size_of_the_image(backbone: str, size: tuple[int, int]) -> None:
-    if "swin" in backbone:  # takes multiples of its patches only
-        size = (size[0] // 4 * 4, size[1] // 4 * 4)
-    model = semantic_fpn(backbone, 5, **SMALL, **FAMILIES[backbone]).eval()
+    model = semantic_fpn(backbone, 5, **SMALL, **FAMILIES[backbone])
+    assert all(module.training for module in model.modules())
+    model.eval()
     with torch.inference_mode():
         assert model(torch.randn(1, 3, *size)).shape == (1, 5, *size)
 
@@ -74,6 +74,20 @@ def test_unknown_names_are_named() -> None:
         build("unet")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no_such"):
         semantic_fpn("iformer_nano", no_such=3)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "told"),
+    [
+        ("levit_128s", "out of range"),
+        ("vit_tiny_patch16_224", r"feature maps of strides \[16, 16, 16, 16\], expected four, each twice"),
+        ("gcvit_xxtiny", "takes images of certain sizes only, expected any size"),
+    ],
+)
+def test_backbones_that_do_not_fit_are_named_in_one_line(backbone: str, told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{backbone}.*{told}") as error:
+        semantic_fpn(backbone, 5)
+    assert "\n" not in str(error.value)
 
 
 def test_levels_may_differ_by_a_pixel() -> None:
