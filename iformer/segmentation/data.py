@@ -299,5 +299,10 @@ def _require_in_range(settings: Any, names: Sequence[str], palette: Sequence[Seq
     for value in settings.ignore_labels:
         if not 0 <= value < 1 << 16:
             raise ValueError(f"ignore_labels is {value}, expected 0 to 65535")
+        if settings.first_label <= value < settings.first_label + len(names):
+            raise ValueError(
+                f"ignore_labels is {value}, which stands for the class {names[value - settings.first_label]}; expected "
+                f"none of {settings.first_label} to {settings.first_label + len(names) - 1}"
+            )
     if not 0 <= settings.first_label <= (1 << 16) - len(names):
         raise ValueError(f"first_label is {settings.first_label}, expected 0 to {(1 << 16) - len(names)}")

@@ -46,7 +46,7 @@ def read_image(path: str | Path, channels: int | None = 3, upright: bool = True)
     """Read an image file upright, as RGB (``channels=3``) or greyscale (``channels=1``).
 
     Where labels belong to the pixels as they are stored, ``upright=False`` does not turn them, whatever the camera has
-    noted; ``channels=None`` reads a label map, whose values must not be converted.
+    noted; ``channels=None`` reads a label map, whose values are given as they are stored.
 
     Greyscale, palette, CMYK, transparent and 16-bit files are converted; transparency is laid on white.
 
@@ -67,6 +67,7 @@ def decode_image(file: IO[bytes], name: str | Path, channels: int | None = 3, up
     """:func:`read_image` for an open file, which errors call ``name``."""
     try:
         with Image.open(file) as opened:
+            greatest = _greatest(opened)
             opened.load()
             if upright:
                 ImageOps.exif_transpose(opened, in_place=True)  # most are upright already and need no copy
@@ -76,10 +77,26 @@ def decode_image(file: IO[bytes], name: str | Path, channels: int | None = 3, up
         raise UnreadableImageError(f"{name}: unreadable image ({error})") from None
     image: Image.Image = opened
     if channels is None:
-        return image
+        return image if greatest == 255 else image.point([round(value * greatest / 255) for value in range(256)])
     mode = {1: "L", 3: "RGB"}[channels]
     if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip instead of scale
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image if image.mode == mode else image.convert(mode)
+
+
+def _greatest(opened: Image.Image) -> int:
+    """The greatest value of a greyscale file of fewer than 8 bits, which Pillow makes 255; and 255 for other files.
+
+    Args:
+        opened: Not loaded yet.
+    """
+    tiles = getattr(opened, "tile", [])
+    if opened.mode != "L" or not tiles:
+        return 255
+    codec, _, _, arguments = tiles[0]
+    if codec.startswith("ppm"):
+        return arguments[1]
+    stored = arguments if isinstance(arguments, str) else arguments[0]
+    return {"L;2": 3, "L;4": 15}.get(stored[:3], 255)

@@ -1,5 +1,7 @@
 """Folders of images and label maps, and what is wrong with them."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,30 @@ def test_photos_held_sideways_are_not_turned(scenes: Path) -> None:
     assert torch.equal(next(iter(data(scenes).val_dataloader()))[0], expected)
 
 
+def png(labels: np.ndarray, bits: int) -> bytes:
+    """A greyscale PNG of so many bits per pixel, which Pillow reads but does not write."""
+    wide = np.unpackbits(labels[..., None], axis=2)[..., 8 - bits :].reshape(len(labels), -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(wide, axis=1))
+    header = struct.pack(">IIBBBBB", labels.shape[1], labels.shape[0], bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+@pytest.mark.parametrize("kind", [1, 2, 4, "pgm"])
+def test_label_maps_of_fewer_than_eight_bits(scenes: Path, kind: int | str) -> None:
+    file = scenes / "labels/val/0.png"
+    stored = np.minimum(labels_in(file), 1 if kind == 1 else 3)  # 9 becomes 3
+    if kind == "pgm":
+        file.write_bytes(b"P5 %d %d 15\n" % stored.shape[::-1] + stored.tobytes())
+    else:
+        file.write_bytes(png(stored, int(kind)))
+    _, labels = next(iter(data(scenes, ignore_labels=[3, 9]).val_dataloader()))
+    assert np.array_equal(labels[0].numpy(), np.where(stored == 3, IGNORE, stored))
+
+
 def unknown_label(file: Path) -> None:
     labels = labels_in(file).copy()
     labels[5, 5] = 3
@@ -163,6 +189,8 @@ def test_missing_label_maps_are_named(scenes: Path) -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"ignore_labels": [-1]}, "ignore_labels is -1"),
         ({"first_label": 65535}, "first_label is 65535"),
+        ({"ignore_labels": [2]}, "ignore_labels is 2, which stands for the class blue; expected none of 0 to 2"),
+        ({"ignore_labels": [1], "first_label": 1}, "ignore_labels is 1, which stands for the class red"),
     ],
 )
 def test_wrong_arguments_are_named(scenes: Path, arguments: dict[str, Any], told: str) -> None:
