@@ -1,5 +1,6 @@
 """Labels of whole images of any size: at once, through a sliding window, with a flip test."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,7 +25,10 @@ def logits(network: Network, images: Tensor, window: tuple[int, int] | None = No
     """
     if flip:
         mirrored = logits(network, images.flip(-1), window).flip(-1)
-        return (logits(network, images, window).softmax(1) + mirrored.softmax(1)).div(2).log()
+        straight = logits(network, images, window)
+        # Not the logarithm of the mean: a probability too small for its type would be -inf, and NaN when resized.
+        both = torch.logaddexp(straight.float().log_softmax(1), mirrored.float().log_softmax(1))
+        return both - math.log(2)
     if window is None:
         return network(images)
     total: Tensor | None = None

@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -27,9 +28,10 @@ class SegmentationTask(lightning.LightningModule):
 
     Args:
         backbone: A timm model's name, ``iformer_small`` say.
-        num_classes: Classes; those of the data, if the data names its classes.
+        num_classes: Classes; must be as many as the data names, if it names them.
         architecture: ``semantic_fpn`` or ``upernet``.
-        pretrained: ``true`` for the released weights of the backbone, or a file of weights, or the folder of a run.
+        pretrained: ``true`` for the released weights of the backbone, or a file of a classifier's weights, or the
+            folder of a run that trained one.
         model_args: Of the function in :mod:`iformer.segmentation.model`, ``drop_path_rate`` or ``neck_channels`` say.
         optimization: Optimiser and schedule.
         window: Height and width of a window that slides over images in evaluation; None takes them whole.
@@ -75,8 +77,11 @@ class SegmentationTask(lightning.LightningModule):
         """Compare the classes of data and model; group the parameters while they are whole.
 
         Raises:
-            ValueError: The data's classes are not as many as the model's.
+            ValueError: The data's classes are not as many as the model's, or ``window`` is to be used with FSDP.
         """
+        if self.window is not None and isinstance(self.trainer.strategy, FSDPStrategy):
+            # Shards are gathered in each forward pass, and the ranks' images need different numbers of windows.
+            raise ValueError("model.init_args.window does not go with trainer.strategy fsdp, expected null or ddp")
         names = self._of_data("class_names")
         if names is not None and len(names) != self.num_classes:
             raise ValueError(

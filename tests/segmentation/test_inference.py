@@ -58,3 +58,11 @@ def test_labels_are_those_of_all_classes_at_once() -> None:
     expected = F.interpolate(logits, (31, 40), mode="bilinear").argmax(1)
     assert torch.equal(inference.labels(logits, (31, 40)), expected)
     assert torch.equal(inference.labels(logits, (9, 11)), logits.argmax(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flip_test_of_a_sure_network_stays_finite(dtype: torch.dtype) -> None:
+    logits = torch.tensor([0.0, 150.0, 0.0], dtype=dtype)[None, :, None, None].expand(1, 3, 4, 6)
+    found = inference.logits(lambda images: logits, torch.zeros(1, 3, 4, 6), flip=True)
+    assert F.interpolate(found, (9, 13), mode="bilinear").isfinite().all()
+    assert (inference.labels(found, (9, 13)) == 1).all()

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from safetensors.torch import load_file
 
 from iformer import cli
 from iformer.models import checkpoint
+from iformer.segmentation import inference
 from iformer.segmentation.task import SegmentationTask
 from iformer.training import checkpoints
 from iformer.training.launcher import run
 from tests.segmentation.conftest import COLOURS, NAMES, scene
 from tests.segmentation.test_data import FOLDERS
 from tests.training.processes import start_ranks
+from tests.training.tiny import CPUSharding
 
 PALETTE = [[250, 0, 0], [0, 250, 0], [0, 0, 250]]
 
@@ -159,6 +162,51 @@ def test_windows_and_flips_are_settings_of_an_evaluation(scenes: Path, tmp_path:
     assert covering["metrics"]["val_miou"] == whole
     options = ["--model.init_args.window=[32,32]", "--model.init_args.flip_test=true", "--verbose=false"]
     assert 0 <= run("validate", [f"--config={file}", *options])["metrics"]["val_miou"] <= 1
+
+
+def test_predict_takes_the_window_and_the_flip_test_of_the_training(
+    scenes: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"model__init_args__window": [32, 32], "model__init_args__flip_test": True}
+    run("fit", ["--config", str(recipe(scenes, tmp_path, trainer__max_epochs=1, **settings))])
+    asked = []
+    whole = inference.logits
+
+    def logits(network: Any, images: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        asked.append(arguments)
+        return whole(network, images, *arguments)
+
+    monkeypatch.setattr(inference, "logits", logits)
+    image, _ = scene(50, 70, 99)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    arguments = ["--checkpoint", tmp_path / "run", "--output", tmp_path / "out"]
+    assert command("predict", tmp_path / "a.png", *arguments)[0] == 0
+    assert ([*map(int, asked[0][0])], asked[0][1]) == ([32, 32], True)
+
+
+def test_a_window_is_refused_where_the_model_is_sharded() -> None:
+    task = SegmentationTask("iformer_nano", 3, model_args={"neck_channels": 8, "head_channels": 8}, window=(32, 32))
+    task.trainer = SimpleNamespace(strategy=CPUSharding(), datamodule=None)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"^model\.init_args\.window does not go with trainer\.strategy fsdp") as error:
+        task.setup("validate")
+    assert "\n" not in str(error.value)
+
+
+def test_the_last_step_is_validated_in_the_middle_of_an_epoch(scenes: Path, tmp_path: Path) -> None:
+    steps = {
+        "trainer__max_epochs": -1, "trainer__max_steps": 6, "trainer__val_check_interval": 3,
+        "trainer__check_val_every_n_epoch": None, "checkpoint__every_n_steps": 100,
+    }  # fmt: skip
+    run("fit", ["--config", str(recipe(scenes, tmp_path, **steps))])  # 4 steps in an epoch
+    with open(tmp_path / "run/metrics.csv") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file) if row["val_miou"]] == [2, 5]
+    (tmp_path / "resumed/run" / checkpoints.FOLDER).mkdir(parents=True)
+    name = "step-000000003.ckpt"  # as the first validation began
+    (tmp_path / "resumed/run" / checkpoints.FOLDER / name).symlink_to(tmp_path / "run" / checkpoints.FOLDER / name)
+    run("fit", ["--config", str(recipe(scenes, tmp_path / "resumed", **steps)), "--resume"])
+    assert metrics(tmp_path / "resumed", "val_miou") == metrics(tmp_path, "val_miou")[-1:]
+    whole, resumed = (load_file(path / "run/model.safetensors") for path in (tmp_path, tmp_path / "resumed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_label_maps_of_another_size_than_the_network_sees(scenes: Path, tmp_path: Path) -> None:
