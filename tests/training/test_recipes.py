@@ -105,6 +105,9 @@ def test_recipes_follow_the_paper(name: str) -> None:
     elif name.startswith("ade20k/semantic_fpn"):
         assert (epochs, settings["trainer"]["max_steps"], optimization["base_batch"]) == (-1, 80_000, 16)
         assert (optimization["lr"], optimization["weight_decay"]) == (2e-4, 1e-4)
+    if epochs == -1:  # Lightning does not validate at the end by itself
+        assert settings["trainer"]["check_val_every_n_epoch"] is None
+        assert settings["trainer"]["max_steps"] % settings["trainer"]["val_check_interval"] == 0
 
 
 def test_finetune_begins_from_local_weights_of_another_size(images: Path, tmp_path: Path) -> None:
