@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -18,11 +17,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from iformer.models import checkpoint
 from iformer.training.optimization import AdamWCosine
+from iformer.training.task import Task
 
 PAPER = AdamWCosine()  # frozen
 
 
-class ClassificationTask(lightning.LightningModule):
+class ClassificationTask(Task):
     """Cross entropy on smoothed or mixed labels, AdamW with a cosine schedule, top-1 and top-5 accuracy.
 
     Batches are ``(N, C, H, W)`` images and ``(N,)`` labels.

@@ -19,6 +19,7 @@ SAMPLES_ONLY = {
     "model__init_args__cutmix": 0.0,
     "trainer__callbacks": FROZEN,
     "trainer__max_epochs": 3,
+    "trainer__gradient_clip_val": 0.5,
 }
 TWO = ["--data.init_args.batch_size=2", "--trainer.devices=2"]
 
