@@ -192,6 +192,17 @@ def test_old_checkpoints_are_pruned_and_a_run_is_not_overwritten(tmp_path: Path)
         run("fit", ["--config", str(file)])
 
 
+def test_another_global_batch_is_not_resumed(tmp_path: Path) -> None:
+    """It would take other steps of other rates than the schedule's."""
+    file = recipe(tmp_path, trainer__max_epochs=2, trainer__accumulate_grad_batches=2)
+    run("fit", ["--config", str(file)])
+    for same in ([], ["--data.init_args.batch_size=8", "--trainer.accumulate_grad_batches=1"]):
+        run("fit", ["--config", str(file), "--resume", *same])
+    with pytest.raises(ValueError, match=r"global batch .* is 16, expected the 8 of the checkpoint"):
+        run("fit", ["--config", str(file), "--resume", "--data.init_args.batch_size=8"])
+    run("test", ["--config", str(file), "--resume", "--data.init_args.batch_size=8"])
+
+
 def test_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(
         NonFiniteLossError, match=r"loss is nan at batch 3 of epoch 1 \(step 11, .*likely causes: .*rate"
