@@ -246,7 +246,8 @@ class _CLI(LightningCLI):
             ValueError: There are checkpoints, and the run is not to resume.
         """
         if self.config.fit.resume:
-            keep_metrics(self.run_folder / "metrics.csv")
+            if self.trainer.is_global_zero:
+                keep_metrics(self.run_folder / "metrics.csv")
         elif checkpoints.available(self.run_folder):
             raise ValueError(
                 f"{self.run_folder}: holds checkpoints of an earlier run; go on with --resume, "
