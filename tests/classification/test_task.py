@@ -8,11 +8,13 @@ import lightning
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from iformer import cli
 from iformer.classification.task import ClassificationTask, draw_confusion
 from iformer.models import checkpoint
+from iformer.training import launcher
 from iformer.training.launcher import run
 from iformer.training.optimization import AdamWCosine
 from tests.training.tiny import MODEL, TinyData, recipe
@@ -135,6 +137,9 @@ def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, caps
         assert command("test", "--config", file, "--json", *extra) == 0
         result = json.loads(capsys.readouterr().out)
         assert result["metrics"].pop("test_images/s") > 0
+        assert [(row["class"], row["images"]) for row in result["per_class"]] == [(f"class {i}", 8) for i in range(4)]
+        mean = sum(row["accuracy"] for row in result["per_class"]) / 4
+        assert mean == pytest.approx(result["metrics"]["test_accuracy"], abs=1e-4)
         assert result["recipe"] == "tiny"
         assert result["seed"] == 0
         metrics.append(result["metrics"])
@@ -142,8 +147,25 @@ def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, caps
     assert metrics[0] == metrics[1]
     assert (tmp_path / "run" / "metrics.csv").read_text() == history  # the training's, not the tests'
     capsys.readouterr()
-    run("validate", ["--config", file, "--resume"])
-    assert "val_images/s" in capsys.readouterr().out
+    (tmp_path / "run" / "per_class.csv").unlink()
+    assert command("validate", "--config", file, "--resume") == 0
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("val_images/s", "class 3", "images", "accuracy"))
+    assert len((tmp_path / "run" / "per_class.csv").read_text().splitlines()) == 5
+
+
+def test_results_are_printed_once_and_long_tables_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"class": f"class {i}", "images": 1, "accuracy": None} for i in range(31)]
+    monkeypatch.setattr(launcher, "run", lambda verb, arguments: {"per_class": rows})
+    assert command("test") == 0
+    assert capsys.readouterr().out.startswith("31 classes: each is in per_class.csv")
+    assert command("test", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["per_class"] == rows
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert command("test", "--json") == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_nothing_is_fetched_for_a_run_that_has_its_own_weights(tmp_path: Path) -> None:
