@@ -84,15 +84,24 @@ def evaluate_on_test(context: typer.Context, as_json: Json = False) -> None:
 
 
 def _train_or_evaluate(verb: str, arguments: list[str], as_json: bool) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+
     from iformer.training.launcher import run
 
     if as_json and verb != "fit":
         arguments = [*arguments, "--verbose=false"]  # Lightning prints its table on standard output
     results = run(verb, arguments)
+    rank_zero_only(_print_results)(verb, results, as_json)
+
+
+def _print_results(verb: str, results: dict[str, Any], as_json: bool) -> None:
+    rows = results.get("per_class", [])
     if as_json:
         print(json.dumps(results, indent=2))
-    elif verb != "fit" and results.get("per_class"):
-        _print_rows(results["per_class"])
+    elif verb != "fit" and len(rows) > 30:
+        print(f"{len(rows)} classes: each is in per_class.csv in the folder of the run, and with --json")
+    elif verb != "fit" and rows:
+        _print_rows(rows)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

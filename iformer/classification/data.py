@@ -25,6 +25,7 @@ from iformer.classification.sources import (
     open_split,
 )
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
+from iformer.training.workers import leave_signals_to_the_run
 
 
 class ImageData(lightning.LightningDataModule):
@@ -265,6 +266,7 @@ class ImageData(lightning.LightningDataModule):
         tolerance = Tolerance(settings.on_error == "skip", settings.max_error_share, length)
         options: dict[str, Any] = {
             "num_workers": settings.num_workers,
+            "worker_init_fn": leave_signals_to_the_run,
             "pin_memory": settings.pin_memory and torch.cuda.is_available(),
             "persistent_workers": settings.num_workers > 0,
         }

@@ -92,7 +92,10 @@ class FashionMNISTData(lightning.LightningDataModule):
     def _loader(self, data: tuple[Tensor, Tensor], training: bool) -> DataLoader:
         images, labels = data
         batch_size = min(self.batch_size, len(labels))
-        batches = ResumableBatchSampler(len(labels), batch_size, run_seed(), shuffle=training, drop_last=training)
+        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = ResumableBatchSampler(
+            len(labels), batch_size, run_seed(), *ranks, shuffle=training, drop_last=training
+        )
         if training and self.trainer is not None:
             batches.start(*position(self.trainer))
         dataset = _Batches(images, labels, self, augment=training)

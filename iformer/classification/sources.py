@@ -39,12 +39,12 @@ Transform = Callable[[Image.Image], Tensor]
 class Tolerance:
     """What to do about unreadable images: raise at once, or count, warn and go on up to a share.
 
-    Counts for all of a loader's workers together.
+    Counts for all of a loader's workers together, and over all of its epochs: an image that is met again counts again.
 
     Args:
         skip: Go on.
-        max_share: Unreadable images in so many read (or in the whole set, before so many have been read).
-        length: Images in the set.
+        max_share: Unreadable images in those of the epochs begun.
+        length: Images in the set, in an epoch.
     """
 
     def __init__(self, skip: bool, max_share: float, length: int) -> None:
@@ -62,10 +62,12 @@ class Tolerance:
             raise error
         with self.failed.get_lock():
             self.failed.value += 1
-        failed, read = self.failed.value, max(self.read.value, self.length)
-        if failed > self.max_share * read:
+        failed = self.failed.value
+        asked = self.read.value - failed + 1  # each that failed before was followed by another in its place
+        images = self.length * max(1, -(-asked // self.length))
+        if failed > self.max_share * images:
             raise UnreadableImageError(
-                f"{failed} of {read} images are unreadable, more than the share of {self.max_share:g} that "
+                f"{failed} of {images} images are unreadable, more than the share of {self.max_share:g} that "
                 f"max_error_share allows; the last: {error}"
             ) from None
         logger.warning("skipped (%d so far): %s", failed, error)

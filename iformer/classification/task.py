@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -18,11 +17,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from iformer.models import checkpoint
 from iformer.training.optimization import AdamWCosine
+from iformer.training.task import Task
 
 PAPER = AdamWCosine()  # frozen
 
 
-class ClassificationTask(lightning.LightningModule):
+class ClassificationTask(Task):
     """Cross entropy on smoothed or mixed labels, AdamW with a cosine schedule, top-1 and top-5 accuracy.
 
     Batches are ``(N, C, H, W)`` images and ``(N,)`` labels.
@@ -40,7 +40,7 @@ class ClassificationTask(lightning.LightningModule):
         grad_checkpointing: Trade time for memory in training.
         channels_last: Keep images and weights in the memory format that convolutions prefer.
         compile_model: Compile the model with torch.compile; takes minutes, once.
-        confusion: Write ``confusion.csv``, ``confusion.png`` and ``per_class.csv`` into the run's folder after a test.
+        confusion: Write ``confusion.csv`` and ``confusion.png`` into the run's folder after a test.
 
     Raises:
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
@@ -78,6 +78,7 @@ class ClassificationTask(lightning.LightningModule):
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
         self.confusion_matrix = MulticlassConfusionMatrix(num_classes)
+        self.per_class: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
         """Compare the classes of data and model; group the parameters while they are whole.
@@ -111,35 +112,51 @@ class ClassificationTask(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to the validation's loss and accuracy."""
+        """Add a batch to the validation's loss and accuracy; outside of training, to the confusion matrix too."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the test's loss, accuracy and confusion matrix."""
-        self.confusion_matrix.update(self._evaluate(batch, "test").argmax(1), batch[1])
+        self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
         images, labels = batch
         self._check(labels)
         logits = self(images)
         self.top1.update(logits, labels)
         self.top5.update(logits, labels)
+        if self.trainer.state.fn != "fit":
+            self.confusion_matrix.update(logits.argmax(1), labels)
         size = len(labels)
         self.log(f"{stage}_loss", F.cross_entropy(logits, labels), batch_size=size, sync_dist=True)
         self.log(f"{stage}_accuracy", self.top1, prog_bar=True, batch_size=size, on_step=False, on_epoch=True)
         self.log(f"{stage}_top5", self.top5, batch_size=size, on_step=False, on_epoch=True)
-        return logits
+
+    def on_validation_epoch_end(self) -> None:
+        """Outside of training, write ``per_class.csv``."""
+        if self.trainer.state.fn != "fit":
+            self._finish()
 
     def on_test_epoch_end(self) -> None:
-        """Write what is known about each class, if asked for."""
-        matrix = self.confusion_matrix.compute()
-        self.confusion_matrix.reset()
+        """Write ``per_class.csv``, and the confusion matrix if asked for."""
+        matrix = self._finish()
         if self.confusion and self.trainer.is_global_zero:
-            names = [str(name) for name in self._of_data("class_names") or range(self.num_classes)]
+            names, folder = [row["class"] for row in self.per_class], Path(self.trainer.default_root_dir)
+            rows = zip(names, matrix.tolist(), strict=True)
+            _write(folder / "confusion.csv", [["true", *names], *([name, *counts] for name, counts in rows)])
+            draw_confusion(matrix, names, folder / "confusion.png")
+
+    def _finish(self) -> Tensor:
+        """Keep and write the accuracy of each class; the confusion matrix of all ranks' images (rows: true classes)."""
+        matrix = self.confusion_matrix.compute().cpu()
+        self.confusion_matrix.reset()
+        names = [str(name) for name in self._of_data("class_names") or range(self.num_classes)]
+        self.per_class = per_class(matrix, names)
+        if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            write_confusion(matrix, names, folder)
-            draw_confusion(matrix, names, folder / "confusion.png")
+            _write(folder / "per_class.csv", [[*self.per_class[0]], *([*row.values()] for row in self.per_class)])
+        return matrix
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Class probabilities, ``(N, num_classes)``."""
@@ -185,16 +202,18 @@ class ClassificationTask(lightning.LightningModule):
         self.optimization.update(scheduler, self.trainer)
 
 
-def write_confusion(matrix: Tensor, names: Sequence[str], folder: Path) -> None:
-    """Write ``confusion.csv`` (rows: true classes) and ``per_class.csv`` (images, accuracy) into ``folder``."""
-    counts = matrix.tolist()
-    with open(folder / "confusion.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["true", *names], *([name, *row] for name, row in zip(names, counts, strict=True))])
-    with open(folder / "per_class.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "images", "accuracy"])
-        for i, (name, row) in enumerate(zip(names, counts, strict=True)):
-            writer.writerow([name, sum(row), round(row[i] / sum(row), 4) if sum(row) else ""])
+def per_class(matrix: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    """``class``, ``images`` and ``accuracy`` (None without images) of each row of a confusion matrix."""
+    rows = []
+    for i, (name, counts) in enumerate(zip(names, matrix.tolist(), strict=True)):
+        images = sum(counts)
+        rows.append({"class": name, "images": images, "accuracy": round(counts[i] / images, 4) if images else None})
+    return rows
+
+
+def _write(file: Path, rows: list[list[Any]]) -> None:
+    with open(file, "w", newline="") as opened:
+        csv.writer(opened).writerows(rows)
 
 
 def draw_confusion(matrix: Tensor, names: Sequence[str], file: Path) -> None:

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from iformer.detection.annotations import Annotations, read, targets
 from iformer.training.images import UnreadableImageError, read_image
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
+from iformer.training.workers import leave_signals_to_the_run
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 
@@ -112,6 +113,7 @@ class CocoData(lightning.LightningDataModule):
         images, workers = self._splits[split], self.settings.num_workers
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": collate}
+        options["worker_init_fn"] = leave_signals_to_the_run
         options["pin_memory"] = self.settings.pin_memory and torch.cuda.is_available()
         seed = run_seed()
         if split == "train":

@@ -4,7 +4,6 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor
 
@@ -12,12 +11,13 @@ from iformer.detection.metrics import AveragePrecision
 from iformer.detection.model import mask_rcnn
 from iformer.models import checkpoint
 from iformer.training.optimization import AdamWSteps
+from iformer.training.task import Task
 
 PAPER = AdamWSteps()  # frozen
 Batch = tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]
 
 
-class DetectionTask(lightning.LightningModule):
+class DetectionTask(Task):
     """Mask R-CNN's five losses, AdamW whose rate falls in steps, COCO's AP of boxes and masks.
 
     Batches are those of :class:`iformer.detection.data.CocoData`.

@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from iformer.segmentation.transforms import IGNORE, EvaluationTransform, training_transform
 from iformer.training.images import UnreadableImageError, find_images, read_image
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
+from iformer.training.workers import leave_signals_to_the_run
 
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
 
@@ -234,6 +235,7 @@ class SegmentationData(lightning.LightningDataModule):
             SeededDataset(dataset, run_seed()),
             batch_sampler=sampler,
             num_workers=self.settings.num_workers,
+            worker_init_fn=leave_signals_to_the_run,
             pin_memory=self.settings.pin_memory and torch.cuda.is_available(),
             persistent_workers=self.settings.num_workers > 0,
             collate_fn=default_collate if training else _collate_whole,

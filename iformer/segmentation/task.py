@@ -4,7 +4,6 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import FSDPStrategy
@@ -16,11 +15,12 @@ from iformer.segmentation import inference, metrics, pictures
 from iformer.segmentation.model import Architecture, build
 from iformer.segmentation.transforms import IGNORE
 from iformer.training.optimization import AdamWCosine
+from iformer.training.task import Task
 
 PAPER = AdamWCosine(lr=2e-4, min_lr=0.0, base_batch=16, weight_decay=1e-4, warmup_epochs=0, per="step")  # frozen
 
 
-class SegmentationTask(lightning.LightningModule):
+class SegmentationTask(Task):
     """Cross entropy over the labelled pixels, mean intersection over union of the whole set.
 
     Batches are ``(N, 3, H, W)`` images and label maps, 255 where there is no label: ``(N, H, W)`` in training, of any

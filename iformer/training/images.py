@@ -1,5 +1,6 @@
 """Finding image files, and reading every kind of them."""
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
@@ -70,10 +71,10 @@ def decode_image(file: IO[bytes], name: str | Path, channels: int | None = 3, up
             greatest = _greatest(opened)
             opened.load()
             if upright:
-                ImageOps.exif_transpose(opened, in_place=True)  # most are upright already and need no copy
+                _turn_upright(opened)
     except UnidentifiedImageError:
         raise UnreadableImageError(f"{name}: not an image that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's plugins raise whatever damage makes them stumble over
         raise UnreadableImageError(f"{name}: unreadable image ({error})") from None
     image: Image.Image = opened
     if channels is None:
@@ -100,3 +101,9 @@ def _greatest(opened: Image.Image) -> int:
         return arguments[1]
     stored = arguments if isinstance(arguments, str) else arguments[0]
     return {"L;2": 3, "L;4": 15}.get(stored[:3], 255)
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Turn an image as its EXIF data says, if they can be read: the pixels are worth having without."""
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)  # most are upright already and need no copy

@@ -246,7 +246,8 @@ class _CLI(LightningCLI):
             ValueError: There are checkpoints, and the run is not to resume.
         """
         if self.config.fit.resume:
-            keep_metrics(self.run_folder / "metrics.csv")
+            if self.trainer.is_global_zero:
+                keep_metrics(self.run_folder / "metrics.csv")
         elif checkpoints.available(self.run_folder):
             raise ValueError(
                 f"{self.run_folder}: holds checkpoints of an earlier run; go on with --resume, "
@@ -279,25 +280,39 @@ class Provenance(Callback):
             (folder / "recipe.yaml").write_text(self.settings)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add ``recipe``, ``settings`` (YAML) and ``class_names``."""
+        """Add ``recipe``, ``settings`` (YAML), ``class_names`` and ``global_batch``."""
         names = _class_names(trainer)
         checkpoint |= {"recipe": self.recipe, "settings": self.settings, "class_names": names}
+        checkpoint["global_batch"] = _global_batch(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Compare the names of the classes.
+        """Compare the names of the classes and, to go on with training, the global batch.
 
         Raises:
-            ValueError: The data's classes are not those of the checkpoint.
+            ValueError: The data's classes are not those of the checkpoint; or the schedule, whose rates and steps
+                belong to the global batch that training began with, would go wrong.
         """
         names, saved = _class_names(trainer), checkpoint.get("class_names")
         if names and saved and names != saved:
             odd = sorted(set(names) ^ set(saved)) or ["their order"]
             raise ValueError(f"the data's classes are not those of the checkpoint: {', '.join(odd[:5])} differ")
+        batch, begun = _global_batch(trainer), checkpoint.get("global_batch")
+        if trainer.state.fn == "fit" and batch and begun and batch != begun:
+            raise ValueError(
+                f"the global batch (batch_size x devices x accumulate_grad_batches) is {batch}, "
+                f"expected the {begun} of the checkpoint to resume from"
+            )
 
 
 def _class_names(trainer: Trainer) -> list[str] | None:
     names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
     return None if names is None else [str(name) for name in names]
+
+
+def _global_batch(trainer: Trainer) -> int | None:
+    """Images of an optimiser step, if the data tells."""
+    batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    return None if batch_size is None else batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
 
 def keep_metrics(file: Path) -> None:

@@ -267,6 +267,15 @@ class TestDamage:
             batches(data.train_dataloader())
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_skip_goes_on_below_the_share_in_every_epoch(self, damaged: Path, workers: int) -> None:
+        loader = opened(
+            root=str(damaged), on_error="skip", max_error_share=0.05, num_workers=workers, batch_size=8
+        ).train_dataloader()
+        for epoch in range(4):
+            loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+            assert len(batches(loader)[1]) == 24
+
     def test_nothing_readable_ends(self, folder: Path) -> None:
         for file in folder.rglob("*.png"):
             file.write_bytes(b"")

@@ -1,6 +1,7 @@
 """Fashion-MNIST."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,19 @@ def test_fashion_mnist_batches(small_fashion_mnist: Path) -> None:
     assert labels.dtype == torch.int64
     seen = torch.cat([batch for _, batch in module.test_dataloader()])
     assert torch.equal(seen, module.test[1])
+
+
+def test_ranks_share_an_epoch(small_fashion_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = FashionMNISTData(small_fashion_mnist, batch_size=32)
+    module.setup()
+    monkeypatch.setattr(fashion_mnist, "position", lambda trainer: (0, 0))
+    seen: dict[str, list[int]] = {"train": [], "test": []}
+    for rank in range(2):
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        for split, loader in (("train", module.train_dataloader()), ("test", module.test_dataloader())):
+            seen[split] += [key.sample for keys in loader.sampler for key in keys]
+    assert sorted(seen["train"]) == list(range(1600))
+    assert sorted(seen["test"]) == list(range(100))
 
 
 def test_a_damaged_file_is_named(small_fashion_mnist: Path) -> None:

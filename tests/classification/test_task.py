@@ -1,18 +1,25 @@
 """The classification task."""
 
 import csv
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import lightning
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
+from torch import Tensor
 
 from iformer import cli
 from iformer.classification.task import ClassificationTask, draw_confusion
 from iformer.models import checkpoint
+from iformer.training import checkpoints, launcher
 from iformer.training.launcher import run
 from iformer.training.optimization import AdamWCosine
 from tests.training.tiny import MODEL, TinyData, recipe
@@ -102,18 +109,71 @@ def test_averaged_weights_are_evaluated_and_exported(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], averaged[name]) for name in one if one[name].is_floating_point())
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--model.init_args.grad_checkpointing=true"],
-        ["--model.init_args.channels_last=false"],
-        ["--trainer.precision=bf16-mixed"],
-        ["--trainer.gradient_clip_val=0.1"],
-    ],
-)
-def test_options_train(arguments: list[str], tmp_path: Path) -> None:
-    run("fit", ["--config", str(recipe(tmp_path)), "--trainer.max_epochs=2", *arguments])
+OPTIONS: dict[str, Callable[[ClassificationTask, dict[str, Any]], bool]] = {  # and how to tell that it is in effect
+    "--model.init_args.grad_checkpointing=true": lambda task, _: all(s.grad_checkpointing for s in task.model.stages),
+    "--model.init_args.channels_last=false": lambda task, seen: (
+        contiguous(seen["images"]) and contiguous(task.model.stem.conv1.weight)
+    ),
+    "--trainer.precision=bf16-mixed": lambda _, seen: seen["logits"].dtype == torch.bfloat16,
+    "--trainer.gradient_clip_val=0.1": lambda task, _: gradient_norm(task) == pytest.approx(0.1, rel=1e-3),
+}
+
+
+def contiguous(images: Tensor) -> bool:
+    return images.is_contiguous() and not images.is_contiguous(memory_format=torch.channels_last)
+
+
+def gradient_norm(module: torch.nn.Module) -> float:
+    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]).item()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_train(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, seen, effects = ClassificationTask.forward, {}, []
+
+    def watched_forward(self: ClassificationTask, images: Tensor) -> Tensor:
+        handle = self.model.register_forward_pre_hook(lambda _, inputs: seen.update(images=inputs[0]))
+        seen["logits"] = forward(self, images)
+        handle.remove()
+        return seen["logits"]
+
+    def after_step(self: ClassificationTask, *_: object) -> None:
+        effects.append(OPTIONS[option](self, seen))
+
+    monkeypatch.setattr(ClassificationTask, "forward", watched_forward)
+    monkeypatch.setattr(ClassificationTask, "on_train_batch_end", after_step)
+    run("fit", ["--config", str(recipe(tmp_path)), "--trainer.max_steps=3", option])
+    assert effects == [True] * 3
     assert checkpoint.load(tmp_path / "run")(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+def test_the_model_is_called_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.compile makes of the models is looked at in tests/models; tracing takes seconds."""
+    compiled = MagicMock(return_value=torch.zeros(2, 4))
+    monkeypatch.setattr(torch, "compile", lambda function: compiled)
+    assert task(compile_model=True)(torch.randn(2, 3, 32, 32)) is compiled.return_value
+
+
+def test_it_goes_on_in_the_middle_of_an_epoch_of_images(tmp_path: Path) -> None:
+    for name, i in itertools.product("ab", range(5)):  # one of each class is for validation
+        (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 40), 50).convert("RGB").save(tmp_path / "images" / name / f"{i}.png")
+    arguments = {"root": str(tmp_path / "images"), "image_size": 32, "batch_size": 2, "num_workers": 0}
+    changes = {
+        "data": {"class_path": "iformer.classification.data.ImageData", "init_args": arguments},
+        "model__init_args__num_classes": 2,
+        "model__init_args__optimization": {"base_batch": None, "warmup_epochs": 0},
+        "trainer__max_epochs": 2,
+        "checkpoint__keep": 100,
+    }
+    run("fit", ["--config", str(recipe(tmp_path, **changes))])
+    kept = tmp_path / "resumed" / "run" / checkpoints.FOLDER
+    kept.mkdir(parents=True)
+    name = "step-000000006.ckpt"  # of 8, 4 in an epoch
+    (kept / name).symlink_to(tmp_path / "run" / checkpoints.FOLDER / name)
+    run("fit", ["--config", str(recipe(tmp_path / "resumed", **changes)), "--resume"])
+    whole, resumed = (checkpoint.load(path / "run").state_dict() for path in (tmp_path, tmp_path / "resumed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def command(*arguments: str) -> int:
@@ -135,6 +195,9 @@ def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, caps
         assert command("test", "--config", file, "--json", *extra) == 0
         result = json.loads(capsys.readouterr().out)
         assert result["metrics"].pop("test_images/s") > 0
+        assert [(row["class"], row["images"]) for row in result["per_class"]] == [(f"class {i}", 8) for i in range(4)]
+        mean = sum(row["accuracy"] for row in result["per_class"]) / 4
+        assert mean == pytest.approx(result["metrics"]["test_accuracy"], abs=1e-4)
         assert result["recipe"] == "tiny"
         assert result["seed"] == 0
         metrics.append(result["metrics"])
@@ -142,8 +205,25 @@ def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, caps
     assert metrics[0] == metrics[1]
     assert (tmp_path / "run" / "metrics.csv").read_text() == history  # the training's, not the tests'
     capsys.readouterr()
-    run("validate", ["--config", file, "--resume"])
-    assert "val_images/s" in capsys.readouterr().out
+    (tmp_path / "run" / "per_class.csv").unlink()
+    assert command("validate", "--config", file, "--resume") == 0
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("val_images/s", "class 3", "images", "accuracy"))
+    assert len((tmp_path / "run" / "per_class.csv").read_text().splitlines()) == 5
+
+
+def test_results_are_printed_once_and_long_tables_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"class": f"class {i}", "images": 1, "accuracy": None} for i in range(31)]
+    monkeypatch.setattr(launcher, "run", lambda verb, arguments: {"per_class": rows})
+    assert command("test") == 0
+    assert capsys.readouterr().out.startswith("31 classes: each is in per_class.csv")
+    assert command("test", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["per_class"] == rows
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert command("test", "--json") == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_nothing_is_fetched_for_a_run_that_has_its_own_weights(tmp_path: Path) -> None:

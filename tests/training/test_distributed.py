@@ -19,6 +19,7 @@ SAMPLES_ONLY = {
     "model__init_args__cutmix": 0.0,
     "trainer__callbacks": FROZEN,
     "trainer__max_epochs": 3,
+    "trainer__gradient_clip_val": 0.5,
 }
 TWO = ["--data.init_args.batch_size=2", "--trainer.devices=2"]
 
@@ -70,6 +71,9 @@ def test_batchnorm_statistics_are_shared_and_resumption_is_exact(tmp_path: Path)
 
     name = "step-000000012.ckpt"  # in the middle of the second epoch
     (tmp_path / "resumed" / "run" / checkpoints.FOLDER / name).symlink_to(tmp_path / "run" / checkpoints.FOLDER / name)
+    (tmp_path / "resumed" / "run" / "metrics.csv").write_text("of the run so far")
     run_two(recipe(tmp_path / "resumed"), "--trainer.strategy=ddp", "--resume")
+    assert [path.name for path in (tmp_path / "resumed" / "run").glob("metrics-*.csv")] == ["metrics-1.csv"]
+    assert (tmp_path / "resumed" / "run" / "metrics-1.csv").read_text() == "of the run so far"
     whole, resumed = (load_file(path / "run" / "model.safetensors") for path in (tmp_path, tmp_path / "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

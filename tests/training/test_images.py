@@ -1,11 +1,12 @@
 """Reading image files."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from iformer.training.images import read_image
 
@@ -64,13 +65,27 @@ def test_a_photo_and_its_label_map_are_read_as_they_are_stored(photo: Image.Imag
     assert (stored.size, stored.getpixel((0, 0))) == ((40, 30), 7)
 
 
+def test_damaged_exif_data_are_passed_over(photo: Image.Image, tmp_path: Path) -> None:
+    entries = [(0x0112, 3, b"\6\0\0\0"), (0x011A, 2, b"abc\0")]  # sideways; a resolution that is text
+    packed = b"".join(struct.pack("<HHL", tag, kind, 4 if kind == 2 else 1) + value for tag, kind, value in entries)
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(entries)) + packed + bytes(4)
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as opened, pytest.raises(TypeError):
+        ImageOps.exif_transpose(opened)
+    assert read_image(tmp_path / "a.jpg").size == (30, 40)
+
+
 def test_unreadable_files_are_named(photo: Image.Image, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.effect_noise((200, 200), 80).save(buffer, "JPEG")
     (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[:2000])
+    buffer = io.BytesIO()
+    photo.save(buffer, "AVIF")
+    head, mark, data = buffer.getvalue().partition(b"mdat")
+    (tmp_path / "zeros.avif").write_bytes(head + mark + bytes(len(data)))
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.png").touch()
-    for name in ("cut.jpg", "text.jpg", "empty.png"):
+    for name in ("cut.jpg", "zeros.avif", "text.jpg", "empty.png"):
         with pytest.raises(ValueError, match=name):
             read_image(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):

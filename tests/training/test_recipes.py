@@ -91,23 +91,56 @@ def check_two_steps(arguments: list[str], folder: Path) -> None:
     assert (folder / "metrics.csv").exists()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_recipes_follow_the_paper(name: str) -> None:
+# Section 3 of the supplement: what all models share at 224 and at 384, and what is of each model's own.
+ALWAYS = {
+    "label_smoothing": 0.1, "cooldown_epochs": 10, "auto_augment": "rand-m9-mstd0.5-inc1",
+    "scale": [0.08, 1.0], "ratio": [0.75, pytest.approx(4 / 3)], "hflip": 0.5, "train_interpolation": "random",
+    "random_erasing": 0.25, "erasing_mode": "pixel",
+}  # fmt: skip
+AT_224 = {
+    **ALWAYS, "max_epochs": 310, "warmup_epochs": 5, "warmup_lr": 1e-6, "base_batch": 1024, "lr": 1e-3,
+    "weight_decay": 0.05, "mixup": 0.8, "cutmix": 1.0, "image_size": 224, "crop_pct": 0.9,
+}  # fmt: skip
+AT_384 = {
+    **ALWAYS, "max_epochs": 30, "warmup_epochs": 0, "base_batch": 512, "batch_size": 32, "weight_decay": 1e-8,
+    "mixup": 0.1, "cutmix": 0.1, "gradient_clip_val": 1.0, "image_size": 384, "crop_pct": 1.0,
+}  # fmt: skip
+OWN = {
+    "small": {"drop_path_rate": 0.2, "min_lr": 1e-6, "gradient_clip_val": None, "repeats": 1},
+    "base": {"drop_path_rate": 0.4, "min_lr": 1e-5, "gradient_clip_val": 1.0, "repeats": 3},
+    "large": {"drop_path_rate": 0.5, "min_lr": 1e-5, "gradient_clip_val": 1.0, "repeats": 3},
+    "small_384": {"drop_path_rate": 0.3, "lr": 1e-5, "min_lr": 1e-6, "repeats": 1},
+    "base_384": {"drop_path_rate": 0.5, "lr": 5e-6, "min_lr": 5e-7, "repeats": 3},
+    "large_384": {"drop_path_rate": 0.6, "lr": 1e-5, "min_lr": 1e-6, "repeats": 3},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("imagenet1k/", "ablation/"))])
+def test_imagenet_recipes_follow_the_paper(name: str) -> None:
     settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
-    optimization = settings["model"]["init_args"]["optimization"]
-    epochs = settings["trainer"]["max_epochs"]
-    if name.startswith("imagenet1k") and "384" not in name:
-        assert (epochs, optimization["lr"], optimization["weight_decay"]) == (310, 1e-3, 0.05)
-    elif name.startswith("imagenet1k"):
-        assert (epochs, optimization["warmup_epochs"], optimization["weight_decay"]) == (30, 0, 1e-8)
-    elif name.startswith("ablation"):
-        assert epochs == 110
-    elif name.startswith("ade20k/semantic_fpn"):
-        assert (epochs, settings["trainer"]["max_steps"], optimization["base_batch"]) == (-1, 80_000, 16)
-        assert (optimization["lr"], optimization["weight_decay"]) == (2e-4, 1e-4)
-    if epochs == -1:  # Lightning does not validate at the end by itself
-        assert settings["trainer"]["check_val_every_n_epoch"] is None
-        assert settings["trainer"]["max_steps"] % settings["trainer"]["val_check_interval"] == 0
+    task, trainer = settings["model"]["init_args"], settings["trainer"]
+    found = {**task, **task["model_args"], **task["optimization"], **settings["data"]["init_args"], **trainer}
+    kind, model = name.split("/iformer_")
+    expected = {**(AT_384 if "384" in name else AT_224), **OWN[model if kind == "imagenet1k" else "small"]}
+    if kind == "ablation":
+        expected["max_epochs"] = 110
+    assert {key: found[key] for key in expected} == expected
+    assert "callbacks" not in trainer  # no average of the weights
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("ade20k/semantic_fpn")])
+def test_ade20k_recipes_follow_the_paper(name: str) -> None:
+    settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    optimization, trainer = settings["model"]["init_args"]["optimization"], settings["trainer"]
+    assert (trainer["max_epochs"], trainer["max_steps"], optimization["base_batch"]) == (-1, 80_000, 16)
+    assert (optimization["lr"], optimization["weight_decay"]) == (2e-4, 1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("ade20k/")])
+def test_runs_counted_in_steps_are_validated_at_their_end(name: str) -> None:
+    trainer = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["trainer"]
+    assert trainer["check_val_every_n_epoch"] is None
+    assert trainer["max_steps"] % trainer["val_check_interval"] == 0
 
 
 def test_finetune_begins_from_local_weights_of_another_size(images: Path, tmp_path: Path) -> None:

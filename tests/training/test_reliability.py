@@ -18,7 +18,8 @@ from iformer.classification.task import ClassificationTask
 from iformer.training import checkpoints
 from iformer.training.callbacks import NonFiniteLossError
 from iformer.training.launcher import run
-from tests.training.processes import start, wait_for
+from iformer.training.workers import leave_signals_to_the_run
+from tests.training.processes import CONTEXT, start, wait_for
 from tests.training.tiny import recipe
 
 
@@ -87,18 +88,36 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_sigterm_saves_and_says_how_to_go_on(whole_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole_group", [False, True], ids=["process", "group"])
+def test_sigterm_saves_and_says_how_to_go_on(whole_group: bool, whole_run: Path, tmp_path: Path) -> None:
+    """Sent to the process, or to it and its loader workers, as torchrun and SLURM do."""
     file = recipe(tmp_path, checkpoint__every_n_steps=None, data__init_args__workers=1)
     process = start(file)
     wait_for(lambda: (tmp_path / "run" / checkpoints.FOLDER).exists(), process)  # after the first epoch
     time.sleep(0.1)
-    process.terminate()
+    assert process.pid is not None
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
     process.join()
     told = file.with_name("stderr").read_text()
     assert process.exitcode == 143, told
     assert f"step {step_of(checkpoints.available(tmp_path / 'run')[0])}, which is saved: go on with --resume" in told
     run("fit", ["--config", str(file), "--resume"])
     assert_same(weights(tmp_path / "run"), weights(whole_run / "run"))
+
+
+def leave_workers_behind() -> None:
+    loader = torch.utils.data.DataLoader(range(8), num_workers=1, worker_init_fn=leave_signals_to_the_run)  # type: ignore[arg-type]
+    globals()["left"] = iterator = iter(loader)
+    next(iterator)
+
+
+def test_workers_do_not_keep_a_process_from_ending() -> None:
+    process = CONTEXT.Process(target=leave_workers_behind)
+    process.start()
+    process.join(60)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0
 
 
 def test_sigterm_in_validation_keeps_the_epoch(
@@ -171,6 +190,17 @@ def test_old_checkpoints_are_pruned_and_a_run_is_not_overwritten(tmp_path: Path)
     assert "drop_path_rate: 0.3" in kept["settings"]
     with pytest.raises(ValueError, match="go on with --resume"):
         run("fit", ["--config", str(file)])
+
+
+def test_another_global_batch_is_not_resumed(tmp_path: Path) -> None:
+    """It would take other steps of other rates than the schedule's."""
+    file = recipe(tmp_path, trainer__max_epochs=2, trainer__accumulate_grad_batches=2)
+    run("fit", ["--config", str(file)])
+    for same in ([], ["--data.init_args.batch_size=8", "--trainer.accumulate_grad_batches=1"]):
+        run("fit", ["--config", str(file), "--resume", *same])
+    with pytest.raises(ValueError, match=r"global batch .* is 16, expected the 8 of the checkpoint"):
+        run("fit", ["--config", str(file), "--resume", "--data.init_args.batch_size=8"])
+    run("test", ["--config", str(file), "--resume", "--data.init_args.batch_size=8"])
 
 
 def test_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch.distributed.fsdp._common_utils import _FSDPDeviceHandle
 from torch.utils.data import DataLoader, Dataset
 
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
+from iformer.training.workers import leave_signals_to_the_run
 
 MODEL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [2, 2, 2, 2], "attention_heads": [1, 1, 1, 1]}
 
@@ -67,7 +68,10 @@ class TinyData(lightning.LightningDataModule):
             batches.start(*position(self.trainer))
         images = Images(self.length, len(self.class_names), training and self.augment)
         return DataLoader(
-            SeededDataset(images, run_seed()), batch_sampler=batches, num_workers=self.workers if training else 0
+            SeededDataset(images, run_seed()),
+            batch_sampler=batches,
+            num_workers=self.workers if training else 0,
+            worker_init_fn=leave_signals_to_the_run,
         )
 
     def train_dataloader(self) -> DataLoader:
