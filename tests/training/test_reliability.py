@@ -88,20 +88,28 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("whole_group", [False, True], ids=["process", "group"])
-def test_sigterm_saves_and_says_how_to_go_on(whole_group: bool, whole_run: Path, tmp_path: Path) -> None:
-    """Sent to the process, or to it and its loader workers, as torchrun and SLURM do."""
+def test_sigterm_saves_and_says_how_to_go_on(whole_run: Path, tmp_path: Path) -> None:
     file = recipe(tmp_path, checkpoint__every_n_steps=None, data__init_args__workers=1)
     process = start(file)
     wait_for(lambda: (tmp_path / "run" / checkpoints.FOLDER).exists(), process)  # after the first epoch
     time.sleep(0.1)
-    assert process.pid is not None
-    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
+    process.terminate()
     process.join()
     told = file.with_name("stderr").read_text()
     assert process.exitcode == 143, told
     assert f"step {step_of(checkpoints.available(tmp_path / 'run')[0])}, which is saved: go on with --resume" in told
     run("fit", ["--config", str(file), "--resume"])
+    assert_same(weights(tmp_path / "run"), weights(whole_run / "run"))
+
+
+def test_sigterm_to_the_loader_workers_too_saves(whole_run: Path, tmp_path: Path) -> None:
+    """As torchrun and SLURM send it."""
+    changes = {"checkpoint__every_n_steps": None, "data__init_args__workers": 1}
+    process = start(recipe(tmp_path, **changes, trainer__callbacks=[{"class_path": "tests.training.tiny.GroupKilled"}]))
+    process.join()
+    assert process.exitcode == 143, (tmp_path / "stderr").read_text()
+    assert step_of(checkpoints.newest(tmp_path / "run")) == 11
+    run("fit", ["--config", str(recipe(tmp_path, **changes)), "--resume"])
     assert_same(weights(tmp_path / "run"), weights(whole_run / "run"))
 
 

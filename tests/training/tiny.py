@@ -1,6 +1,9 @@
 """A small training run that draws random numbers wherever a real one does."""
 
+import os
 import random
+import subprocess
+import time
 import unittest.mock
 from pathlib import Path
 
@@ -133,6 +136,15 @@ class FrozenBatchNorm(lightning.Callback):
         for module in pl_module.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
+
+
+class GroupKilled(lightning.Callback):
+    """Has another process send SIGTERM to this one and its loader workers, in the middle of the second epoch."""
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        if trainer.global_step == 10:
+            subprocess.run(["sh", "-c", f"kill -TERM -{os.getpgrp()}"], start_new_session=True, check=True)
+            time.sleep(0.3)  # for torch to hear of workers that have died
 
 
 class KeepStatistics(lightning.Callback):
