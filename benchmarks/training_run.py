@@ -52,8 +52,9 @@ def minutes(folder: Path) -> float:
     return total / 60
 
 
-def smooth(values: list[float], memory: float = 0.9) -> list[float]:
-    """Moving average with exponential weights, started at the first value."""
+def smooth(values: list[float]) -> list[float]:
+    """Moving average with exponential weights, over the longer the more values there are, started at the first."""
+    memory = min(0.9, max(0.0, 1 - 20 / len(values)))
     averages = values[:1]
     for value in values[1:]:
         averages.append(memory * averages[-1] + (1 - memory) * value)
@@ -70,8 +71,10 @@ def draw(runs: dict[str, dict[str, Series]], metrics: list[str], file: Path) -> 
             if column == "loss":
                 axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.25)
                 values = smooth(values)
-            axes.plot(steps, values, color=colour, linewidth=1.2, label=name)
-        label = {"loss": "training loss", "lr": "learning rate"}.get(column, column.replace("_", " "))
+            axes.plot(steps, values, color=colour, linewidth=1.2, marker="." if len(values) < 60 else "", label=name)
+        label = {"loss": "training loss", "lr": "learning rate"}.get(
+            column, column.replace("_", " ").replace(" ap50", " AP50").replace("miou", "mIoU")
+        )
         axes.set(xlabel="optimiser steps", ylabel=label)
         axes.grid(alpha=0.3)
     if len(runs) > 1:
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder of the page")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, each with test.json")
     parser.add_argument("--metric", action="append", required=True, help="columns of metrics.csv to draw")
+    parser.add_argument("--picture", action="append", type=Path, default=[], help="other files to show")
     parser.add_argument("--note", default="", help="what a reader must know of the circumstances")
     arguments = parser.parse_args()
     curves, columns, commands, pictures = {}, {}, [], []
@@ -137,6 +141,9 @@ def main() -> None:
         curves[run.name] = read(run)
         columns[run.name] = figures(run, curves[run.name], arguments.metric, test)
         commands += [re.sub("(test|validate)", "fit", test["command"], count=1).split(" --resume")[0], test["command"]]
+    for picture in arguments.picture:
+        shutil.copyfile(picture, arguments.output / picture.name)
+        pictures.append(picture.name)
     draw(curves, arguments.metric, arguments.output / "curve.png")
     (arguments.output / "README.md").write_text(page(arguments.output, columns, commands, pictures, arguments.note))
 
