@@ -70,11 +70,14 @@ def test_ctrl_c_keeps_what_there_is(small_fashion_mnist: Path, tmp_path: Path) -
     arguments = [sys.executable, "-c", script, json.dumps(FASHION_MNIST), str(output), str(small_fashion_mnist)]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     metrics = output / "metrics.csv"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and "val" in metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=120)[0].strip() == "False"
+    deadline = time.monotonic() + 240
+    try:
+        while not (metrics.exists() and "val" in metrics.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=240)[0].strip() == "False"
+    finally:
+        process.kill()
     assert json.loads((output / "summary.json").read_text())["completed"] is False
     assert "interrupted" in (output / "report.html").read_text()
     timm.create_model(f"local-dir:{output}", pretrained=True)
