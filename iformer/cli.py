@@ -98,7 +98,7 @@ def _print_results(verb: str, results: dict[str, Any], as_json: bool) -> None:
     rows = results.get("per_class", [])
     if as_json:
         print(json.dumps(results, indent=2))
-    elif verb != "fit" and len(rows) > 30:
+    elif verb != "fit" and len(rows) > 200:
         print(f"{len(rows)} classes: each is in per_class.csv in the folder of the run, and with --json")
     elif verb != "fit" and rows:
         _print_rows(rows)
