@@ -312,9 +312,18 @@ def export(
     weights: Annotated[str, typer.Option(help="Of a model given by name: released, random or a file.")] = "released",
     as_json: Json = False,
 ) -> None:
-    """Write a model, fused, as a file that runs without this package, and check it on images."""
-    from iformer.deployment.shipping import ship
+    """Write a model, fused, as a file that runs without this package, and check it on images.
 
+    Of a detector, an ONNX file for images of any size.
+    """
+    from iformer.deployment.shipping import ship
+    from iformer.models.checkpoint import find
+
+    if Path(model).exists() and find(model)[1]["task"] == "detection":
+        if (file_format, precision, labelled) != ("onnx", "fp32", None):
+            raise typer.BadParameter(f"{model}: a detector goes with --format onnx, --precision fp32, no --labelled.")
+        _export_detector(model, output, images, as_json)
+        return
     result = ship(model, file_format, precision, dynamic, output, images, labelled, weights)
     if as_json:
         print(json.dumps(result, indent=2))
@@ -327,6 +336,26 @@ def export(
     if "accuracy" in result:
         accuracy = result["accuracy"]
         print(f"Top-1 on {accuracy['images']:,} images: {accuracy['eager']:.2%} eager, {accuracy['file']:.2%} the file")
+
+
+def _export_detector(checkpoint: str, output: Path | None, images: Path | None, as_json: bool) -> None:
+    from iformer.deployment.engines import require
+    from iformer.detection.export import export_onnx
+    from iformer.models.checkpoint import find
+    from iformer.training.images import find_images
+
+    for package in ("onnx", "onnxruntime"):
+        require(package)
+    folder, config = find(checkpoint)
+    file = output or Path(f"{folder.resolve().name}.onnx")
+    result = export_onnx(folder, config, file, find_images([images])[:20] if images else [])
+    if as_json:
+        print(json.dumps({"format": "onnx", "precision": "fp32", **result}, indent=2))
+    else:
+        print(
+            f"{file}: scores of {result['objects']} objects in {result['images']} images differ by at most "
+            f"{result['largest_difference']:.1e} from eager's"
+        )
 
 
 @app.command()

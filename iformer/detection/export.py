@@ -3,53 +3,71 @@
 import contextlib
 import io
 import json
+import os
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.cbook import get_sample_data
 from torch import Tensor
 from torchvision.ops import box_iou
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.detection.model import Detector
 from iformer.detection.predict import load
+from iformer.training.images import read_image
 
 OUTPUTS = ("boxes", "labels", "scores", "masks")
 
 
-def export_onnx(folder: Path, config: dict[str, Any], file: Path, images: Sequence[Tensor] = ()) -> float:
+def export_onnx(folder: Path, config: dict[str, Any], file: Path, images: Sequence[Path] = ()) -> dict[str, Any]:
     """Write the detector in ``folder`` as an ONNX model for images of any size, and check it against the original.
 
     Its input is ``image``, ``(3, H, W)`` of float32 from 0 to 1; it resizes and normalises by itself. Its outputs are
     ``boxes`` ``(n, 4)`` as corners in the image's pixels, ``labels`` ``(n,)`` from 1, ``scores`` ``(n,)`` and ``masks``
     ``(n, 1, H, W)``, probabilities. ``class_names`` and ``category_ids`` are in its metadata, as JSON.
 
+    The file appears, or is replaced, once it is complete and has been checked.
+
     Args:
         folder: Of the checkpoint.
         config: Its ``config.json``, see :func:`iformer.models.checkpoint.find`.
         file: To write, ``.onnx``.
-        images: To check it with, ``(3, H, W)`` from 0 to 1; noise if there are none, in which a trained detector may
-            find nothing to compare.
+        images: Files to check it with, which should show what it detects; a photograph if there are none.
 
     Returns:
-        The largest difference between a score and the original's.
+        ``file``, ``images`` and ``objects`` that it was checked with, and ``largest_difference`` between a score and
+        the original's.
 
     Raises:
-        ValueError: The checkpoint is damaged, ``file`` ends otherwise, or the exported model finds something else.
+        ValueError: The checkpoint is damaged, ``file`` ends otherwise, an image cannot be read, or the exported model
+            finds something else.
         OSError: The file could not be written.
     """
     if file.suffix != ".onnx":
         raise ValueError(f"{file}: the file to write must end in .onnx")
     model = load(folder, config)
+    paths = images or [get_sample_data("grace_hopper.jpg", asfileobj=False)]
+    pictures = [pil_to_tensor(read_image(path)) / 255 for path in paths]
     file.parent.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(0)
-    images = images or [torch.rand(3, *size, generator=generator) for size in ((240, 320), (300, 200))]
+    with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
+        written = Path(temporary, file.name)
+        _write(model, written, pictures[0])
+        _describe(written, config)
+        objects, largest = check(model, written, pictures)
+        os.replace(written, file)
+    return {"file": str(file), "images": len(pictures), "objects": objects, "largest_difference": largest}
+
+
+def _write(model: Detector, file: Path, image: Tensor) -> None:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
-            ([images[0]],),
+            ([image],),
             str(file),
             input_names=["image"],
             output_names=list(OUTPUTS),
@@ -57,8 +75,6 @@ def export_onnx(folder: Path, config: dict[str, Any], file: Path, images: Sequen
             opset_version=17,
             dynamo=False,  # how many boxes there are depends on the image, which torch.export cannot follow here
         )
-    _describe(file, config)
-    return check(model, file, images)
 
 
 def _describe(file: Path, config: dict[str, Any]) -> None:
@@ -70,11 +86,11 @@ def _describe(file: Path, config: dict[str, Any]) -> None:
 
 
 @torch.inference_mode()
-def check(model: Detector, file: Path, images: Sequence[Tensor]) -> float:
-    """Compare what an exported model finds in ``images`` with what ``model`` does.
+def check(model: Detector, file: Path, images: Sequence[Tensor]) -> tuple[int, float]:
+    """Compare what an exported model finds in ``images``, ``(3, H, W)`` from 0 to 1, with what ``model`` does.
 
     Returns:
-        The largest difference between a score and the original's.
+        How many objects ``model`` finds, and the largest difference between a score and the original's.
 
     Raises:
         ValueError: An object is missing, or elsewhere, or surer. One in fifty may be: rounding decides which of two
@@ -83,7 +99,7 @@ def check(model: Detector, file: Path, images: Sequence[Tensor]) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    largest = 0.0
+    objects, largest = 0, 0.0
     for image in images:
         (expected,) = model([image])
         arrays = session.run(list(OUTPUTS), {"image": image.numpy()})
@@ -92,11 +108,12 @@ def check(model: Detector, file: Path, images: Sequence[Tensor]) -> float:
         missing = sum(difference > 1e-3 for difference in differences)
         if missing > len(differences) / 50 or abs(len(found["boxes"]) - len(differences)) > len(differences) / 50:
             raise ValueError(
-                f"{file}: {missing} of {len(differences)} objects in an image of {tuple(image.shape[1:])} pixels "
-                "are not what the original finds"
+                f"{file.name}: not written, {missing} of {len(differences)} objects in an image of "
+                f"{tuple(image.shape[1:])} pixels are not what the original finds"
             )
+        objects += len(differences)
         largest = max([largest, *(difference for difference in differences if difference <= 1e-3)])
-    return largest
+    return objects, largest
 
 
 def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[float]:

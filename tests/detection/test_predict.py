@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from iformer import cli
-from iformer.detection.export import export_onnx
+from iformer.detection import export
 from iformer.detection.model import mask_rcnn
 from iformer.detection.pictures import draw
 from iformer.detection.predict import load
@@ -37,8 +37,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["iformer", "predict", *map(str, arguments)])
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object, verb: str = "predict") -> int:
+    monkeypatch.setattr(sys, "argv", ["iformer", verb, *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         cli.main()
     return end.value.code or 0
@@ -141,12 +141,21 @@ print(json.dumps({"boxes": boxes.tolist(), "scores": scores.tolist(), "names": [
 """
 
 
-def test_exported_detector_runs_without_this_package(trained: Path, coco: Path, tmp_path: Path) -> None:
+def test_exported_detector_runs_without_this_package(
+    trained: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     image = torch.from_numpy(np.asarray(Image.open(coco / "images" / "12.png")).transpose(2, 0, 1) / np.float32(255))
-    difference = export_onnx(trained, CONFIG, tmp_path / "detector.onnx", [torch.rand(3, 50, 70), image])
-    assert difference < 1e-3
+    (tmp_path / "photos").mkdir()
+    for name in ("11.png", "12.png"):
+        (tmp_path / "photos" / name).write_bytes((coco / "images" / name).read_bytes())
+    arguments = [trained, "--output", tmp_path / "detector.onnx", "--images", tmp_path / "photos", "--json"]
+    assert command(monkeypatch, *arguments, verb="export") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["file"], told["images"]) == (str(tmp_path / "detector.onnx"), 2)
+    assert told["objects"] > 0
+    assert told["largest_difference"] < 1e-3
     np.save(tmp_path / "image.npy", image.numpy())
     arguments = [sys.executable, "-I", "-c", ALONE, str(tmp_path / "detector.onnx"), str(tmp_path / "image.npy")]
     found = json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=tmp_path).stdout)
@@ -159,6 +168,30 @@ def test_exported_detector_runs_without_this_package(trained: Path, coco: Path, 
     assert set(found["names"]) <= set(CONFIG["class_names"])
 
 
+@pytest.mark.parametrize("option", ["--format=openvino", "--precision=int8", "--labelled=."])
+def test_export_refuses_what_detectors_have_not(
+    option: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert command(monkeypatch, trained, option, verb="export") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a detector goes with --format onnx, --precision fp32" in line
+
+
 def test_export_refuses_other_files(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must end in"):
-        export_onnx(trained, CONFIG, tmp_path / "detector.pt")
+        export.export_onnx(trained, CONFIG, tmp_path / "detector.pt")
+
+
+def test_an_export_that_finds_something_else_is_not_kept(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(model: object, file: Path, images: object) -> None:
+        assert file.is_file()
+        raise ValueError(file.name)
+
+    monkeypatch.setattr(export, "_write", lambda model, file, image: file.touch())
+    monkeypatch.setattr(export, "_describe", lambda file, config: None)
+    monkeypatch.setattr(export, "check", differs)
+    with pytest.raises(ValueError, match=r"^detector.onnx$"):
+        export.export_onnx(trained, CONFIG, tmp_path / "detector.onnx")
+    assert list(tmp_path.iterdir()) == []
