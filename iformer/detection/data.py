@@ -61,8 +61,8 @@ class CocoData(lightning.LightningDataModule):
         super().__init__()
         if not 0 <= hflip <= 1:
             raise ValueError(f"hflip is {hflip}, expected 0 to 1")
-        for name, value in (("batch_size", batch_size), ("limit", limit or 1)):
-            if value < 1:
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("limit", limit)):
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected 1 or more")
         self.save_hyperparameters(logger=False)
         self.settings: Any = self.hparams
@@ -150,7 +150,8 @@ class CocoImages(Dataset[Sample]):
         """Image ``(3, H, W)`` with values from 0 to 1, and target.
 
         Raises:
-            UnreadableImageError: The file is missing or damaged, or its size is not the annotated one.
+            UnreadableImageError: The file is missing or damaged, or its size is not the annotated one, or a mask is
+                damaged.
         """
         entry = self.annotations.images[index]
         path = self.folder / entry["file_name"]
@@ -167,7 +168,10 @@ class CocoImages(Dataset[Sample]):
         objects = self.annotations.objects[entry["id"]]
         if self.training:
             objects = [item for item in objects if not item.get("iscrowd")]
-        target = targets(objects, self.annotations.category_ids, size)
+        try:
+            target = targets(objects, self.annotations.category_ids, size)
+        except ValueError as error:  # of one line also where a worker raised it
+            raise UnreadableImageError(f"{self.annotations.path}: {error}") from None
         if self.training:
             seen = target["masks"].flatten(1).any(1).bool()
             target = {name: target[name][seen] for name in ("boxes", "labels", "masks")}
@@ -212,6 +216,5 @@ class AspectBatchSampler(ResumableBatchSampler):
 
 
 def collate(samples: Sequence[Sample]) -> tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]:
-    """Images and targets, each apart."""
-    images, labels = zip(*samples, strict=True)
-    return images, labels
+    """Images and targets, each apart; none where the other ranks have an image more, see ResumableBatchSampler."""
+    return tuple(image for image, _ in samples), tuple(target for _, target in samples)

@@ -109,6 +109,12 @@ def test_ranks_share_batches_of_one_shape_and_an_epoch_goes_on_in_its_middle() -
     assert sampler(0, 1, first=5) == whole[5:]
 
 
+@pytest.mark.parametrize("name", ["limit", "batch_size", "eval_batch_size"])
+def test_numbers_out_of_range_are_named(name: str, data_arguments: dict) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is 0, expected 1 or more"):
+        CocoData(**data_arguments, **{name: 0})
+
+
 def test_limit_takes_the_first_images(data_arguments: dict) -> None:
     data = CocoData(**data_arguments, limit=2)
     data.setup("fit")
@@ -124,6 +130,16 @@ def test_limit_takes_the_first_images(data_arguments: dict) -> None:
         (lambda content: content["annotations"][2].update(category_id=4), "annotation 3 has category_id 4"),
         (lambda content: content["annotations"][2].update(image_id=4), "annotation 3 has image_id 4"),
         (lambda content: content["annotations"][0].update(bbox=[1, 2]), "annotation 1 has no bbox of four numbers"),
+        (lambda content: content["annotations"][0].update(bbox=None), "annotation 1 has no bbox of four numbers"),
+        (lambda content: content["annotations"][0].update(bbox=list("1234")), "annotation 1 has no bbox of four"),
+        (lambda content: content["annotations"].append(3), "an annotation is 3, expected keys and values"),
+        (lambda content: content.update(images=["a.png"]), "changed.json: not annotations in COCO's format"),
+        (
+            lambda content: content["images"][1].pop("width"),
+            "changed.json: not annotations in COCO's format (no key 'wi",
+        ),
+        (lambda content: content["images"][1].update(height=None), "12.png has width and height [48, None]"),
+        (lambda content: content["images"][1].update(id=11), "6 images, but only 5 ids"),
         (lambda content: content["annotations"][0].pop("segmentation"), "annotation 1 has no segmentation"),
         (lambda content: content["categories"][1].update(name="bus"), "bus, car differ"),
         (lambda content: content["categories"].append({"id": 8, "name": "bus"}), "bus differ"),
@@ -164,6 +180,26 @@ def test_images_that_do_not_fit_are_named(entry: dict, told: str, workers: int, 
     data = CocoData(**{**arguments, "num_workers": workers}, batch_size=6)
     data.setup("fit")
     with pytest.raises(ValueError, match="images/") as error:
+        list(data.train_dataloader())
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("segmentation", "told"),
+    [
+        ({"size": [9, 9], "counts": [81]}, "run lengths of [9, 9] pixels, expected [48, 64]"),
+        ({"size": [48, 64], "counts": [5]}, "decoded 5 pixels"),
+        ([["a"] * 6], ""),
+    ],
+)
+def test_damaged_masks_are_named(segmentation: object, told: str, workers: int, tmp_path: Path, coco: Path) -> None:
+    change = {"segmentation": segmentation}
+    arguments = changed(tmp_path, coco, lambda content: content["annotations"][0].update(change))
+    data = CocoData(**{**arguments, "num_workers": workers}, batch_size=6)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"changed.json: annotation 1 has a segmentation that is none") as error:
         list(data.train_dataloader())
     assert told in str(error.value)
     assert "\n" not in str(error.value)
