@@ -2,11 +2,12 @@
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from timm.layers import LayerNorm2d, freeze_batch_norm_2d
+from timm.models import is_model_in_modules
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -19,6 +20,9 @@ from iformer.models import checkpoint
 
 LEVELS = ("0", "1", "2", "3")  # of the pyramid; the fifth, "pool", is for proposals only
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # of the anchors, height over width
+
+# timm's models that hold to one image size, but need not.
+SIZED = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
 
 
 class PyramidBackbone(nn.Module):
@@ -88,9 +92,17 @@ class Detector(MaskRCNN):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in the backbone."""
+        """Trade time for memory in the backbone.
+
+        Raises:
+            ValueError: The backbone cannot.
+        """
         model: Any = self.backbone.features.model
-        model.set_grad_checkpointing(enable)
+        try:
+            model.set_grad_checkpointing(enable)
+        except (AttributeError, AssertionError) as error:
+            if enable:
+                raise ValueError(f"grad_checkpointing: {type(model).__name__} has none, expected false") from error
 
 
 def mask_rcnn(
@@ -110,11 +122,11 @@ def mask_rcnn(
     Five levels, an anchor of three shapes at every place of each, 7x7 features for boxes and 14x14 for masks.
 
     Args:
-        backbone: A timm model with four maps whose strides double (iFormer, ResNet, ConvNeXt, Swin, PVT v2...).
+        backbone: A timm model for images of any size with four maps whose strides double (iFormer, ResNet, ConvNeXt,
+            Swin, PVT v2...).
         num_classes: Without the background, which is label 0.
         pretrained_backbone: True for the released weights, or a file of weights, or the folder of a run.
-        backbone_args: Of the backbone, ``drop_path_rate`` say. Swin takes images of any size with
-            ``strict_img_size: false``.
+        backbone_args: Of the backbone, ``drop_path_rate`` say.
         freeze_batch_norm: Keep statistics and weights of the backbone's BatchNorms as they are: the few images of a
             detector's batch are no measure of either.
         channels: Of the pyramid and the mask head, and a quarter of the box head's.
@@ -127,36 +139,58 @@ def mask_rcnn(
         ValueError: There is no such backbone or setting, or the backbone has no such maps.
         OSError: The weights cannot be read.
     """
-    known = inspect.signature(MaskRCNN).parameters
-    if unknown := set(settings) - set(known):  # which torchvision would pass over
-        near = difflib.get_close_matches(min(unknown), [*known, *inspect.signature(mask_rcnn).parameters], n=1)
-        raise ValueError(f"Mask R-CNN has no {min(unknown)}{f', did you mean {near[0]}?' if near else ''}")
-    extraction = {"features_only": True, "feature_cls": "getter", "out_indices": (-4, -3, -2, -1)}
-    features = checkpoint.create(backbone, pretrained_backbone, **extraction, **(backbone_args or {}))
+    features = _features(backbone, pretrained_backbone, backbone_args or {})
     if freeze_batch_norm:
         features = freeze_batch_norm_2d(features)
     strides = features.feature_info.reduction()
-    if [stride * 8 // strides[0] for stride in strides] != [8, 16, 32, 64]:
-        raise ValueError(f"backbone: {backbone} has maps of stride {strides}, expected four that double")
     pyramid = PyramidBackbone(features, channels)
     # A box of 224 pixels is pooled from stride 16 where anchors are 8 strides wide: as many strides at other scales.
     pool = {"featmap_names": LEVELS, "sampling_ratio": 2, "canonical_scale": 28 * anchor_scale}
-    return Detector(
-        pyramid,
-        min_size=min_size,
-        max_size=max_size,
-        image_mean=features.pretrained_cfg["mean"],
-        image_std=features.pretrained_cfg["std"],
-        rpn_anchor_generator=_anchors([*strides, 2 * strides[-1]], anchor_scale),
-        rpn_head=ProposalHead(channels, len(ASPECT_RATIOS)),
-        box_roi_pool=MultiScaleRoIAlign(output_size=7, **pool),
-        box_head=TwoMLPHead(channels * 7 * 7, 4 * channels),
-        box_predictor=BoxPredictor(4 * channels, num_classes + 1),
-        mask_roi_pool=MultiScaleRoIAlign(output_size=14, **pool),
-        mask_head=MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
-        mask_predictor=MaskRCNNPredictor(channels, channels, num_classes + 1),
-        **settings,
-    )
+    parts: dict[str, Any] = {
+        "image_mean": features.pretrained_cfg["mean"],
+        "image_std": features.pretrained_cfg["std"],
+        "rpn_anchor_generator": _anchors([*strides, 2 * strides[-1]], anchor_scale),
+        "rpn_head": ProposalHead(channels, len(ASPECT_RATIOS)),
+        "box_roi_pool": MultiScaleRoIAlign(output_size=7, **pool),
+        "box_head": TwoMLPHead(channels * 7 * 7, 4 * channels),
+        "box_predictor": BoxPredictor(4 * channels, num_classes + 1),
+        "mask_roi_pool": MultiScaleRoIAlign(output_size=14, **pool),
+        "mask_head": MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
+        "mask_predictor": MaskRCNNPredictor(channels, channels, num_classes + 1),
+    }
+    _require_known(settings, parts)
+    return Detector(pyramid, min_size=min_size, max_size=max_size, **parts, **settings)
+
+
+def _require_known(settings: Iterable[str], parts: Iterable[str]) -> None:
+    """Raise ValueError for settings that torchvision would pass over, or that are made here."""
+    known = {*inspect.signature(MaskRCNN).parameters} - {*parts, "kwargs"}
+    if unknown := set(settings) - known:
+        near = difflib.get_close_matches(min(unknown), [*known, *inspect.signature(mask_rcnn).parameters], n=1)
+        raise ValueError(f"Mask R-CNN has no {min(unknown)}{f', did you mean {near[0]}?' if near else ''}")
+
+
+def _features(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> Any:
+    """The four coarsest feature maps.
+
+    Raises:
+        ValueError: The backbone has no such maps, or wants images of certain sizes.
+    """
+    if is_model_in_modules(name, SIZED):
+        arguments = {"strict_img_size": False, **arguments}
+    extraction = {"features_only": True, "feature_cls": "getter", "out_indices": (-4, -3, -2, -1)}
+    features = checkpoint.create(name, pretrained, **extraction, **arguments)
+    strides = features.feature_info.reduction()
+    if [stride * 8 // strides[0] for stride in strides] != [8, 16, 32, 64]:
+        raise ValueError(f"backbone: {name} has maps of stride {strides}, expected four that double")
+    training = features.training
+    try:
+        with torch.no_grad():
+            features.eval()(torch.zeros(1, 3, 64, 96, device=next(features.parameters()).device))
+    except (RuntimeError, AssertionError) as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"backbone: {name} takes images of certain sizes only, expected any ({message})") from error
+    return features.train(training)
 
 
 def _anchors(strides: Sequence[int], scale: int) -> AnchorGenerator:

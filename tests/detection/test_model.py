@@ -14,7 +14,7 @@ SMALL: dict[str, Any] = {"num_classes": 3, "channels": 16, "min_size": 64, "max_
         ("iformer_nano", {}),
         ("resnet18", {}),
         ("convnext_atto", {}),
-        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24, "strict_img_size": False}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)}),
         ("pvt_v2_b0", {}),
     ],
 )
@@ -30,7 +30,8 @@ def test_backbones_train_and_detect_in_images_of_any_size(backbone: str, argumen
     losses = model(images, targets)
     assert len(losses) == 5
     sum(losses.values()).backward()
-    assert all(parameter.grad is not None for parameter in model.backbone.norms.parameters())
+    # All of them, as DDP expects.
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
     model.eval()
     with torch.no_grad():
         found = model(images)
@@ -82,3 +83,33 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         sum(level.square().mean() for level in model.backbone(torch.ones(1, 3, 64, 64)).values()).backward()
         gradients.append(model.backbone.features.model.stem.conv1.weight.grad.clone())
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "told"),
+    [
+        ("vit_tiny_patch16_224", r"has maps of stride \[16, 16, 16, 16\], expected four that double"),
+        ("gcvit_xxtiny", "takes images of certain sizes only"),
+    ],
+)
+def test_backbones_that_do_not_fit_are_named_in_one_line(backbone: str, told: str) -> None:
+    with pytest.raises(ValueError, match=f"{backbone} {told}") as error:
+        mask_rcnn(backbone, **SMALL)
+    assert "\n" not in str(error.value)
+
+
+def test_gradient_checkpointing_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(enable: bool) -> None:
+        assert not enable, "as timm's models say it"
+
+    model = mask_rcnn("iformer_nano", **SMALL)
+    monkeypatch.setattr(model.backbone.features.model, "set_grad_checkpointing", without)
+    model.set_grad_checkpointing(False)
+    with pytest.raises(ValueError, match="InceptionTransformer has none"):
+        model.set_grad_checkpointing()
+
+
+@pytest.mark.parametrize("name", ["image_mean", "box_head", "kwargs"])
+def test_what_is_made_here_is_no_setting(name: str) -> None:
+    with pytest.raises(ValueError, match=f"Mask R-CNN has no {name}"):
+        mask_rcnn("iformer_nano", **SMALL, **{name: None})
