@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch.distributed
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
@@ -59,7 +60,8 @@ class AveragePrecision(MeanAveragePrecision):
 
     def _sync_dist(self, *_: object, **__: object) -> None:
         """Gather what the ranks have seen. torchmetrics' own waits forever where one has seen fewer images."""
-        states = {name: getattr(self, name) for name in self._defaults}
+        # From the processor's memory: a rank must not unpickle tensors onto another's device.
+        states = {name: move_data_to_device(getattr(self, name), torch.device("cpu")) for name in self._defaults}
         gathered: list[dict[str, list]] = [{} for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(gathered, states)
         for name in self._defaults:

@@ -45,6 +45,8 @@ class DetectionTask(Task):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if own := {"backbone", "num_classes", "pretrained_backbone"} & set(model_args or {}):
+            raise ValueError(f"model_args: {min(own)} is an argument of the task, expected it beside model_args")
         self.architecture = {"backbone": backbone, "num_classes": num_classes, **(model_args or {})}
         self.model: Any = mask_rcnn(**self.architecture, pretrained_backbone=pretrained)
         self.model.to(memory_format=torch.channels_last)
@@ -78,7 +80,8 @@ class DetectionTask(Task):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Detect, and keep what was found until the end."""
         images, targets = batch
-        self.average_precision.update(self.model(list(images)), list(targets))
+        if images:  # the other ranks may have more
+            self.average_precision.update(self.model(list(images)), list(targets))
 
     test_step = validation_step
 

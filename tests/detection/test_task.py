@@ -14,6 +14,7 @@ from iformer.models import checkpoint
 from iformer.training import checkpoints
 from iformer.training.launcher import RECIPES, run
 from tests.detection.conftest import MODEL
+from tests.training.processes import start_ranks
 
 NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in (RECIPES / "coco").glob("*.yaml"))
 LOSSES = ["loss", "loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"]
@@ -84,6 +85,22 @@ def test_resumed_run_ends_with_the_same_weights(recipe: Path, tmp_path: Path) ->
         assert torch.equal(weight, again["state_dict"][name]), name
 
 
+def test_two_processes_train_and_evaluate_images_of_an_odd_number(recipe: Path, tmp_path: Path, coco: Path) -> None:
+    arguments = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=1"]
+    # Five images, one at a time: one rank has three batches, the other two.
+    arguments += ["--data.init_args.limit=5", "--data.init_args.eval_batch_size=1", "--trainer.max_epochs=1"]
+    ranks = start_ranks(2, recipe, *arguments)
+    for process in ranks:
+        process.join(300)
+    assert [process.exitcode for process in ranks] == [0, 0], (tmp_path / "stderr0").read_text()
+    one = ["--data.init_args.limit=5", f"--ckpt_path={checkpoints.newest(tmp_path / 'run')}", "--verbose=false"]
+    alone = run("validate", ["--config", str(recipe), *one])["metrics"]
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        (together,) = [row for row in csv.DictReader(file) if row["val_box_ap"]]
+    for name in ("val_box_ap", "val_mask_ap", "val_box_ap50"):
+        assert float(together[name]) == pytest.approx(alone[name], abs=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_recipe_takes_two_steps(name: str, data_arguments: dict, tmp_path: Path) -> None:
     settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["model"]["init_args"]
@@ -130,6 +147,7 @@ def test_recipes_follow_the_paper(name: str) -> None:
         (["--data.init_args.train_annotations=missing.json"], "missing.json: no such file"),
         (["--model.init_args.backbone=iformer_smal"], "did you mean iformer_small?"),
         (["--model.init_args.model_args={'min_sise': 5}"], "no min_sise, did you mean min_size?"),
+        (["--model.init_args.model_args={'num_classes': 3}"], "num_classes is an argument of the task"),
         (["--model.init_args.backbone=vit_tiny_patch16_224", "--model.init_args.model_args={}"], "four that double"),
         (["--data.init_args.hflip=2"], "hflip is 2"),
         (["--model.init_args.backbon=iformer_small"], "did you mean backbone?"),
