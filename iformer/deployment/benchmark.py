@@ -53,7 +53,7 @@ def run(chosen: Sequence[Variant], rounds: int = 10, threads: int | None = None)
     torch.set_num_threads(threads)
     types = sorted({variant.precision for variant in chosen} & set(TYPES))
     with ExitStack() as stack:
-        bar = stack.enter_context(Progress(console=Console(stderr=True)))
+        bar = stack.enter_context(Progress(console=Console(stderr=True), refresh_per_second=1))
         prepared = bar.track(chosen, description="Preparing")
         workers = [stack.enter_context(closing(Worker(variant, threads))) for variant in prepared]
         products = [_product(name, chosen[0].device) for name in types]
