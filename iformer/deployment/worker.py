@@ -36,8 +36,15 @@ class Worker:
         self.variant = variant
         self._log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up  # noqa: SIM115
         command = [sys.executable, "-m", __name__, json.dumps(asdict(variant)), str(threads)]
+        # What torch.compile has kept from earlier would hide how long it takes.
+        self._cache = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": self._cache.name},
         )
         try:
             self.facts: dict[str, float] = json.loads(self._answer())
@@ -57,6 +64,7 @@ class Worker:
         self._process.kill()
         self._process.communicate()
         self._log.close()
+        self._cache.cleanup()
 
     def _answer(self) -> str:
         assert self._process.stdout
@@ -121,6 +129,4 @@ def _forget_peak() -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # what was compiled earlier would hide how long it takes
-        _serve(Variant(**json.loads(sys.argv[1])), int(sys.argv[2]))
+    _serve(Variant(**json.loads(sys.argv[1])), int(sys.argv[2]))
