@@ -23,7 +23,7 @@ docs: $(VENV)/ready runs/demo/model.safetensors
 runs/demo/model.safetensors: | $(VENV)/ready
 	$(BIN)/iformer demo
 
-bench: $(VENV)/ready  # on a quiet machine: some 20 minutes
+bench: $(VENV)/ready  # on a quiet machine: some six minutes on two cores
 	$(BIN)/python -m benchmarks.performance
 
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -371,7 +371,7 @@ def benchmark(
         list[int] | None, typer.Option(min=1, help="Images at a time, again for each; 1 by default.")
     ] = None,
     size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 224,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 10,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")] = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the latencies into this file.")] = None,
@@ -385,12 +385,12 @@ def benchmark(
         model or ["iformer_small"], engines.split(","), precisions.split(","), batch or [1], size, device
     )
     results = measurement.run(chosen, rounds, threads)
-    if figure is not None:
-        benchmark_page.draw(results, figure)
     if as_json:
         print(json.dumps(results, indent=2))
     else:
         _wide_console().print(benchmark_page.render(results))
+    if figure is not None:  # last: what took minutes is not lost if the picture cannot be written
+        benchmark_page.draw(results, figure)
 
 
 def _wide_console() -> "Console":

@@ -2,73 +2,87 @@
 
 Rounds in which each variant runs a few times, one after the other and in alternating order, so that whatever else the
 machine does hits all alike; medians and quartiles are reported. A product of two large matrices is measured in the same
-rounds: the fastest the machine can multiply, in each type. Memory, time to get ready and the first inference: each
-variant in a fresh process.
+rounds: the fastest the machine can multiply, in each type. Each variant lives in a process of its own, which says what
+memory, preparation and the first inference cost.
 """
 
-import contextlib
-import json
-import resource
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
-from pathlib import Path
+from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from iformer.deployment import variants
 from iformer.deployment.export import TYPES
 from iformer.deployment.variants import ENGINES, Variant
+from iformer.deployment.worker import Worker
 from iformer.training.provenance import provenance
 
 TIMED = 3
 """Inferences that each variant does in a round, after one that is not timed."""
 
-SIDE = 2048
+SIDE = {"cpu": 2048, "cuda": 8192}
 """Of the matrices whose product measures the machine."""
 
 
-def run(chosen: Sequence[Variant], rounds: int = 15, threads: int | None = None, memory: bool = True) -> dict[str, Any]:
+def run(chosen: Sequence[Variant], rounds: int = 10, threads: int | None = None) -> dict[str, Any]:
     """Measure variants side by side.
 
     Args:
         chosen: From :func:`combinations`.
         rounds: How often each one's turn comes.
-        threads: Of the CPU; torch's choice if None.
-        memory: Measure memory, preparation and first inference too, in a fresh process for each variant.
+        threads: Of the CPU, for every engine and the matrix products; torch's choice if None.
 
     Returns:
         Where and how it was measured, ``matrix_product_gmacs_per_second`` by type, ``multiply_adds`` of an image by
-        model, and ``variants``: what each is and its figures.
+        model, and ``variants``: what each is, its figures, and :attr:`Worker.facts`.
+
+    Raises:
+        ValueError: A variant cannot be prepared or run.
     """
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    alone = [measure_alone(variant, threads) if memory else {} for variant in _progress(chosen, "Memory")]
-    calls = [variants.runner(variant, threads) for variant in _progress(chosen, "Preparing")]
     types = sorted({variant.precision for variant in chosen} & set(TYPES))
-    products = [_product(name, chosen[0].device) for name in types]
-    seconds = _time_in_rounds([*calls, *products], rounds)
-    peaks = {name: SIDE**3 / min(times) for name, times in zip(types, seconds[len(calls) :], strict=True)}
+    with ExitStack() as stack:
+        bar = stack.enter_context(Progress(console=Console(stderr=True), refresh_per_second=1))
+        prepared = bar.track(chosen, description="Preparing")
+        workers = [stack.enter_context(closing(Worker(variant, threads))) for variant in prepared]
+        products = [_product(name, chosen[0].device) for name in types]
+        turns: list[Callable[[], list[float]]] = [*[partial(worker.times, TIMED) for worker in workers], *products]
+        seconds = _time_in_rounds(turns, bar.track(range(rounds), description="Measuring"))
     costs = {variant.model: multiply_adds(variant) for variant in {each.model: each for each in chosen}.values()}
+    size = SIDE[chosen[0].device]
+    peaks = {name: size**3 / min(times) for name, times in zip(types, seconds[len(workers) :], strict=True)}
     results = []
-    for variant, times, extra in zip(chosen, seconds, alone, strict=False):
-        figures = _figures(times, costs[variant.model], peaks.get(variant.precision), variant.batch)
-        results.append({**asdict(variant), **figures, **extra})
+    for worker, times in zip(workers, seconds, strict=False):
+        each = worker.variant
+        figures = _figures(times, costs[each.model], peaks.get(each.precision), each.batch)
+        results.append({**asdict(each), **figures, **worker.facts})
+    about = provenance(0)
+    about["versions"] |= {name: version(name) for name in _packages(chosen)}
     return {
-        **provenance(0),
+        **about,
         "rounds": rounds,
         "matrix_product_gmacs_per_second": {name: round(peak / 1e9, 1) for name, peak in peaks.items()},
         "multiply_adds": costs,
         "variants": results,
     }
+
+
+def _packages(chosen: Sequence[Variant]) -> set[str]:
+    """The packages of the engines that were used."""
+    used = {variant.engine for variant in chosen} & {"onnxruntime", "openvino"}
+    quantised = any((variant.engine, variant.precision) == ("openvino", "int8") for variant in chosen)
+    return used | ({"nncf"} if quantised else set())
 
 
 def combinations(
@@ -116,34 +130,27 @@ def combinations(
     return chosen
 
 
-def _progress(items: Sequence[Any], what: str) -> Any:
-    return track(items, what, console=Console(stderr=True))
+def _product(precision: str, device: str) -> Callable[[], list[float]]:
+    """A turn of a product of two square matrices in a type."""
+    matrix = torch.randn(SIDE[device], SIDE[device], dtype=TYPES[precision], device=device)
+    product = torch.empty_like(matrix)
 
-
-def _product(precision: str, device: str) -> Callable[[], object]:
-    """A product of two square matrices in a type."""
-    matrix = torch.randn(SIDE, SIDE, dtype=TYPES[precision], device=device)
-
-    def multiply() -> None:
-        torch.mm(matrix, matrix)
+    def multiply() -> float:
+        start = time.perf_counter()
+        torch.mm(matrix, matrix, out=product)
         if device == "cuda":
             torch.cuda.synchronize()
+        return time.perf_counter() - start
 
-    return multiply
+    return lambda: [multiply() for _ in range(1 + TIMED)][1:]
 
 
-def _time_in_rounds(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Seconds of each call, round by round."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        call()
-    for number in _progress(range(rounds), "Measuring"):
-        for index in range(len(calls))[:: 1 if number % 2 else -1]:
-            calls[index]()
-            for _ in range(TIMED):
-                start = time.perf_counter()
-                calls[index]()
-                seconds[index].append(time.perf_counter() - start)
+def _time_in_rounds(turns: Sequence[Callable[[], list[float]]], rounds: Iterable[int]) -> list[list[float]]:
+    """Seconds of each one's inferences, round by round."""
+    seconds: list[list[float]] = [[] for _ in turns]
+    for number in rounds:
+        for index in range(len(turns))[:: 1 if number % 2 else -1]:
+            seconds[index] += turns[index]()
     return seconds
 
 
@@ -166,55 +173,3 @@ def multiply_adds(variant: Variant) -> int:
     with sdpa_kernel(SDPBackend.MATH), counter:
         variants.network(variant)(torch.randn(1, 3, variant.height, variant.width))
     return int(counter.get_total_flops()) // 2
-
-
-def measure_alone(variant: Variant, threads: int) -> dict[str, float]:
-    """Memory, preparation and first inference of a variant, from a fresh process."""
-    command = [sys.executable, "-m", "iformer.deployment.benchmark", json.dumps(asdict(variant)), str(threads)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{variant.label}: {done.stderr.strip()}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _in_fresh_process(variant: Variant, threads: int) -> dict[str, float]:
-    torch.set_num_threads(threads)
-    start = time.perf_counter()
-    call = variants.runner(variant, threads)
-    ready = time.perf_counter()
-    before = _resident("VmRSS")
-    _forget_peak()
-    call()
-    first = time.perf_counter()
-    call()
-    call()
-    peak = _resident("VmHWM")
-    if variant.device == "cuda":
-        before, peak = 0, torch.cuda.max_memory_allocated() / 2**20
-    return {
-        "preparation_seconds": round(ready - start, 2),
-        "first_inference_seconds": round(first - ready, 3),
-        "peak_memory_mib": round(peak, 1),
-        "inference_memory_mib": round(peak - before, 1),
-    }
-
-
-def _resident(what: str) -> float:
-    """Resident memory of this process in MiB: now (VmRSS), or its highest (VmHWM), which alone other systems know."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(what):
-                return int(line.split()[1]) / 2**10
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
-
-
-def _forget_peak() -> None:
-    """Let the highest resident memory count from now, so that what preparation needed is not in it (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-if __name__ == "__main__":
-    print(json.dumps(_in_fresh_process(Variant(**json.loads(sys.argv[1])), int(sys.argv[2]))))  # noqa: T201

@@ -58,7 +58,9 @@ def export(
         ValueError: There is no such format, or it does not come in this precision; or float32 logits differ.
         OSError: The file cannot be written.
     """
-    _require_offered(file, kind, precision)
+    require_offered(kind, precision)
+    if file.suffix != engines.FORMATS[kind]:
+        raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
     example = images[:1]
     with _folder_beside(file) as folder:
         temporary = Path(folder) / file.name
@@ -116,7 +118,12 @@ def metadata(model: Any, precision: str) -> dict[str, str]:
     }
 
 
-def _require_offered(file: Path, kind: str, precision: str) -> None:
+def require_offered(kind: str, precision: str) -> None:
+    """Whether a format comes in a precision.
+
+    Raises:
+        ValueError: It does not.
+    """
     if kind not in engines.FORMATS:
         raise ValueError(f"format is {kind}, expected one of {', '.join(engines.FORMATS)}")
     if precision not in PRECISIONS:
@@ -125,8 +132,6 @@ def _require_offered(file: Path, kind: str, precision: str) -> None:
         raise ValueError("precision bf16: ONNX Runtime has no such kernels on CPUs, expected another format")
     if (kind, precision) == ("torch-export", "int8"):
         raise ValueError("precision int8: torch-export files are not quantised, expected format onnx or openvino")
-    if file.suffix != engines.FORMATS[kind]:
-        raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
 
 
 def _folder_beside(file: Path) -> tempfile.TemporaryDirectory[str]:
@@ -150,12 +155,21 @@ class _Cast(nn.Module):
 
 
 def trace(model: nn.Module, example: Tensor, dynamic: bool = False) -> ExportedProgram:
-    """The graph of a network for images like ``example``, or of any size if ``dynamic``."""
+    """The graph of a network for images like ``example``, or of any size if ``dynamic``.
+
+    Raises:
+        ValueError: The network has none: some of timm's take images of one size only.
+    """
     if dynamic:  # sizes of 1 are taken for constants, and those of the position embeddings for special cases
         example = example.new_zeros(2, example.shape[1], *(side + 32 for side in example.shape[2:]))
     shapes = (dict.fromkeys((0, 2, 3), Dim.DYNAMIC),) if dynamic else None
-    with torch.no_grad():
-        return torch.export.export(model, (example,), dynamic_shapes=shapes)
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, (example,), dynamic_shapes=shapes)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[:1]
+        kind = "of any size" if dynamic else f"of {example.shape[2]}x{example.shape[3]} pixels"
+        raise ValueError(f"the model cannot be exported for images {kind} ({''.join(reason)})") from error
 
 
 def prepare(model: nn.Module, example: Tensor, dynamic: bool = False) -> Any:

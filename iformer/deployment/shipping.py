@@ -5,14 +5,16 @@ from typing import Any
 
 import torch
 from matplotlib.cbook import get_sample_data
+from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from iformer.deployment import engines
-from iformer.deployment.export import export, load_images
+from iformer.deployment.export import export, load_images, require_offered
 from iformer.deployment.quantize import Batches, top1
 from iformer.models import checkpoint
 from iformer.training.images import find_images
+from iformer.training.provenance import provenance
 
 MOST_IMAGES = 300
 """Images to check with and to calibrate on: more change the scales no longer."""
@@ -40,26 +42,29 @@ def ship(
         dynamic: As there.
         output: The file; by default the model's name in the working folder.
         images: A folder of images, needed for int8.
-        labelled: A folder of class folders that are called as the model's classes.
+        labelled: A folder of class folders that are called as the model's classes, or as ImageNet's (n01440764...).
         weights: Of a model of timm: released, random, or a file.
 
     Returns:
-        ``file``, ``format``, ``precision``, ``dynamic``, ``images`` (how many it was checked with), what
-        :func:`~iformer.deployment.export.export` returns, and with ``labelled`` ``accuracy``: ``images``, ``eager``,
-        ``file``.
+        ``model``, ``file``, ``format``, ``precision``, ``dynamic``, ``images`` (how many it was checked with), what
+        :func:`~iformer.deployment.export.export` returns, with ``labelled`` ``accuracy``: ``images``, ``eager``,
+        ``file``; and the command, the versions and the machine.
 
     Raises:
         ValueError: An argument is wrong, or does not fit the others.
         OSError: A file cannot be read or written.
     """
+    require_offered(kind, precision)
     if precision == "int8" and images is None:
         raise ValueError("precision int8: needs images to calibrate on, expected a folder of them (--images)")
     paths = find_images([images]) if images else [Path(get_sample_data(file, asfileobj=False)) for file in BUILT_IN]
     model = load(name, weights)
     samples = _samples(model, labelled) if labelled else []
-    file = output or Path(Path(name).name + engines.FORMATS.get(kind, ""))
+    file = output or Path(Path(name).resolve().name + engines.FORMATS[kind])  # "." has no name of its own
     few = paths[:: -(-len(paths) // MOST_IMAGES)]  # evenly from all of them, and so from every class folder
     result = {
+        **provenance(0),
+        "model": name,
         "file": str(file),
         "format": kind,
         "precision": precision,
@@ -89,6 +94,8 @@ def load(name: str, weights: str = "released") -> Any:
 def _samples(model: Any, folder: Path) -> list[tuple[Path, int]]:
     """Images of class folders with the model's labels."""
     names = list(model.pretrained_cfg.get("label_names") or [])
+    if not names and model.num_classes == 1000:
+        names = list(ImageNetInfo().label_names())
     paths = find_images([folder])
     unknown = sorted({path.parent.name for path in paths} - set(names))
     if unknown:

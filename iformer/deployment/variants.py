@@ -27,7 +27,7 @@ ENGINES = {
 """The engines and the precisions that each has."""
 
 CALIBRATION = 8
-"""Random batches that int8 is calibrated on: enough where only the speed is asked for."""
+"""Random images, or one batch, that int8 is calibrated on: enough where only the speed is asked for."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _torch(variant: Variant, model: nn.Module, images: Tensor) -> Callable[[], o
 
 
 def _engine(variant: Variant, model: nn.Module, images: Tensor, threads: int | None) -> engines.Runner:
-    calibration = torch.randn(CALIBRATION * len(images), *images.shape[1:])
+    calibration = torch.randn(max(CALIBRATION // len(images), 1) * len(images), *images.shape[1:])
     fused = channels_first(prepare(model, images[:1]))
     if variant.engine == "openvino":
         graph = to_openvino(fused, images)

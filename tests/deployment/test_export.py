@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from iformer.cli import main
 from iformer.deployment import engines
 from iformer.deployment.export import compare, export, load_images
+from iformer.deployment.shipping import _samples
 from iformer.models import checkpoint
 from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
 
@@ -49,6 +52,22 @@ def images(model: nn.Module, folder: Path) -> Tensor:
     return load_images(model, sorted(folder.rglob("*.jpg")))
 
 
+Exported = Callable[[str, str], tuple[Path, dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def exported(model: nn.Module, images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Files of the model by format and precision, each made once, and what was said about them."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def file(kind: str, precision: str) -> tuple[Path, dict[str, float]]:
+        path = folder / precision / f"model{engines.FORMATS[kind]}"
+        return path, export(model, path, kind, precision, images)
+
+    return file
+
+
 @pytest.mark.parametrize(
     ("kind", "precision"),
     [
@@ -57,9 +76,8 @@ def images(model: nn.Module, folder: Path) -> Tensor:
         *[("torch-export", precision) for precision in ("fp32", "bf16", "fp16")],
     ],
 )
-def test_every_format(model: nn.Module, images: Tensor, tmp_path: Path, kind: str, precision: str) -> None:
-    file = tmp_path / f"nano{engines.FORMATS[kind]}"
-    result = export(model, file, kind, precision, images)
+def test_every_format(model: nn.Module, images: Tensor, exported: Exported, kind: str, precision: str) -> None:
+    file, result = exported(kind, precision)
     tolerance = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1}[precision]
     assert result["relative_difference"] <= tolerance
     again = compare(model, engines.open_file(file, precision), images)
@@ -77,19 +95,12 @@ def test_any_size(model: nn.Module, images: Tensor, tmp_path: Path, kind: str) -
             torch.testing.assert_close(run(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-def test_a_large_model(tmp_path: Path) -> None:
-    model = draw(timm.create_model("iformer_small", img_size=64).eval())
-    result = export(model, tmp_path / "small.xml", "openvino", "fp32", torch.randn(1, 3, 64, 64))
-    assert result["relative_difference"] < 1e-4
-
-
-def test_metadata(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+def test_metadata(model: Any, exported: Exported) -> None:
     onnx = pytest.importorskip("onnx")
     openvino = pytest.importorskip("openvino")
     found: list[dict[str, Any]] = []
-    for kind, suffix in engines.FORMATS.items():
-        file = tmp_path / f"nano{suffix}"
-        export(model, file, kind, "fp32", images[:1])
+    for kind in engines.FORMATS:
+        file, _ = exported(kind, "fp32")
         if kind == "onnx":
             found.append({entry.key: entry.value for entry in onnx.load(file).metadata_props})
         elif kind == "openvino":
@@ -101,7 +112,10 @@ def test_metadata(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
             found.append(extra)
     assert found[0] == found[1] == found[2]
     assert json.loads(found[0]["class_names"]) == NAMES
-    assert json.loads(found[0]["preprocessing"])["input_size"] == [3, 32, 32]
+    how = json.loads(found[0]["preprocessing"])
+    expected = model.pretrained_cfg
+    for key in ("input_size", "mean", "std", "interpolation", "crop_pct"):
+        assert tuple(how[key]) == expected[key] if isinstance(how[key], list) else how[key] == expected[key]
     assert found[0]["precision"] == "fp32"
 
 
@@ -130,7 +144,7 @@ def test_command(
     assert file.with_suffix(".bin").is_file()
     assert result["images"] == 9
     assert result["accuracy"]["images"] == 9
-    assert {"largest_difference", "same_class"} <= set(result)
+    assert {"largest_difference", "same_class", "command", "versions"} <= set(result)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +153,7 @@ def test_command(
         (("--format", "caffe"), "format is caffe, expected one of onnx, openvino, torch-export"),
         (("--precision", "int4"), "precision is int4, expected one of fp32, bf16, fp16, int8"),
         (("--precision", "int8"), "needs images to calibrate on"),
+        (("--labelled", str(Path(__file__).parents[2] / "docs")), "is not a class of the model, expected folders of"),
         (("--precision", "bf16"), "ONNX Runtime has no such kernels"),
         (("--images", "nowhere"), "nowhere: no such file or folder"),
         (("--output", "model.pt"), "model.pt: a file of format onnx must end in .onnx"),
@@ -161,18 +176,32 @@ def test_mistakes(
     assert message in error
 
 
-def test_the_documents_example_runs_without_this_package(
-    model: nn.Module, images: Tensor, folder: Path, tmp_path: Path
-) -> None:
+def test_other_models_that_have_no_graph(images: Tensor, tmp_path: Path) -> None:
+    class Picky(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+    with pytest.raises(ValueError, match="cannot be exported for images of 32x32 pixels"):
+        export(Picky(), tmp_path / "model.pt2", "torch-export", "fp32", images)
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_imagenet(tmp_path: Path) -> None:
+    (tmp_path / "n01443537").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "n01443537" / "fish.png")
+    assert [label for _, label in _samples(timm.create_model("iformer_nano", num_classes=1000), tmp_path)] == [1]
+
+
+def test_the_documents_example_runs_without_this_package(model: nn.Module, folder: Path, exported: Exported) -> None:
     page = Path(__file__).parents[2] / "docs" / "deployment.md"
-    export(model, tmp_path / "model.onnx", "onnx", "fp32", images)
+    file, _ = exported("onnx", "fp32")
     program = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert program
     picture = folder / "cat" / "0.jpg"
     forbidden = "import sys\nsys.modules.update(dict.fromkeys(('iformer', 'timm', 'torch')))\n"
     done = subprocess.run(
         [sys.executable, "-c", forbidden + program[1].replace("photo.jpg", str(picture))],
-        cwd=tmp_path,
+        cwd=file.parent,
         capture_output=True,
         text=True,
     )

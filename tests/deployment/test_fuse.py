@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.ops import FeaturePyramidNetwork
 
+from iformer.deployment.channels_first import channels_first
 from iformer.deployment.fuse import FusedMixer, fuse
 from iformer.models.inception_transformer import InceptionTransformer
 from iformer.models.presets import PRESETS
@@ -40,8 +41,16 @@ def test_every_preset(name: str) -> None:
     model = draw(timm.create_model(name).eval())
     images = torch.randn(1, 3, 64, 48)
     fused = fuse(model)
-    agree(fused(images), model(images))
-    agree(fused.forward_features(images), model.forward_features(images))
+    features, original = fused.forward_features(images), model.forward_features(images)
+    agree(features, original)
+    agree(fused.forward_head(features), model.forward_head(original))
+
+
+@pytest.mark.parametrize("name", ["iformer_small", "iformer_small_attention_pool"])
+def test_the_form_for_engines(name: str) -> None:
+    model = fuse(draw(timm.create_model(name).eval()))
+    images = torch.randn(1, 3, 64, 48)
+    agree(channels_first(model)(images), model(images))
 
 
 def test_folds_what_it_says(tiny: Tiny) -> None:  # noqa: F811
