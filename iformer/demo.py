@@ -139,7 +139,7 @@ def _fit(trainer: lightning.Trainer, task: ClassificationTask, data: FashionMNIS
 
 def _what_it_sees(folder: Path, data: FashionMNISTData) -> dict[str, Figure]:
     """Figures of the frequencies in the trained model's branches, and of its evidence for what it predicts."""
-    subject = open_subject(str(folder))
+    subject = open_subject("", folder)
     images = data.normalize(data.test[0][:STUDIED])
     stages = measure(subject.model, images.split(data.batch_size)).stages()
     return {

@@ -18,7 +18,7 @@ from iformer.analysis import layers, reach, report
 from iformer.analysis.frequency_figures import Evidence
 from iformer.analysis.grad_cam import class_layer, grad_cam
 from iformer.analysis.layers import BRANCHES, Layer
-from iformer.analysis.measurement import BranchInStage, Mean, Measurement, measure
+from iformer.analysis.measurement import UNTOLD, BranchInStage, Mean, Measurement, measure
 from iformer.analysis.subjects import ImageFiles, Subject
 from iformer.training.provenance import provenance
 
@@ -44,7 +44,8 @@ DEFINITIONS = {
     "above pi / 2 in at least one direction, those that a map of half the size cannot hold; summed over channels, "
     "averaged over images and the blocks of a stage, with 95 % confidence intervals over images",
     "verdict": "whether the share differs between a branch's input and output, image by image, with 95 % confidence: "
-    "'raises' is high-pass, 'lowers' low-pass; maps of less than 4x4 hold no low frequency besides their mean",
+    "'raises' is high-pass, 'lowers' low-pass; maps of less than 4x4 hold no low frequency besides their mean, "
+    "and one image has no confidence interval",
     "points": "input is what a branch takes, operator what its max-pooling, depthwise convolution or attention "
     "returns, output what the branch returns, linear layer and GELU included",
     "log amplitude at π": "relative log amplitude at the highest frequency of the half diagonal; -15.9, the logarithm "
@@ -179,7 +180,8 @@ def explain(subject: Subject, images: Tensor, target: int | None = None) -> Evid
     maps = grad_cam(subject.model, class_layer(subject.model, images), images, classes)
     names = subject.class_names()
     titles = [
-        f"{names[index]}, {100 * row[index]:.0f} %" for index, row in zip(classes.tolist(), probabilities, strict=True)
+        f"{names[index]}, {100 * row[index]:.0f}\xa0%"
+        for index, row in zip(classes.tolist(), probabilities, strict=True)
     ]
     return Evidence(subject.displayed(images), maps, titles)
 
@@ -306,7 +308,7 @@ def claims(results: Mapping[str, Any]) -> list[str]:
         parts = []
         for branch, verdict in zip(reversed(BRANCHES), ("lowers", "raises", "raises"), strict=True):
             verdicts = [each["verdict"] for each in model["branches"] if each["branch"] == branch]
-            verdicts = [each for each in verdicts if each != "map too small"]
+            verdicts = [each for each in verdicts if each not in UNTOLD]
             if verdicts:
                 parts.append(f"{branch} {verdict} the share in {verdicts.count(verdict)} of {len(verdicts)} stages")
         if parts:

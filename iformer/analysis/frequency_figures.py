@@ -4,6 +4,7 @@ Each is as wide as a column of a paper (8 cm), or as a page's text (17 cm) where
 and more, in colours that are told apart with any colour vision.
 """
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,7 +182,8 @@ def branch_spectra(stages: Sequence[BranchInStage]) -> Figure:
                     continue
                 _spectrum(axes, panels[number, branch].spectrum)
                 height, width = panels[number, branch].size
-            row[0].set_ylabel(f"stage {number}\n{height}×{width}")
+            first = next(axes for axes in row if axes.axison)
+            first.set_ylabel(f"stage {number}\n{height}×{width}")
         for branch, axes in zip(there, grid[0], strict=True):
             axes.set_title(branch)
         _spectrum_bar(figure, grid)
@@ -221,7 +223,7 @@ def branch_shares(stages: Mapping[str, Sequence[BranchInStage]]) -> Figure:
         )
         hollow, filled = (
             Line2D([], [], marker="o", markersize=3.5, ls="none", color="0.4", markerfacecolor=face, label=label)
-            for face, label in (("white", "input"), ("0.4", "output, 95 %"))
+            for face, label in (("white", "input"), ("0.4", "output, 95 % CI"))
         )
         _legend(figure, [first, hollow, second, filled, third])
     return figure
@@ -300,13 +302,22 @@ class Evidence:
     titles: Sequence[str]
 
 
+def _wrapped(title: str, inches: float) -> str:
+    """In lines that fit into a width at 6 points, whose letters are some 0.05 inches wide."""
+    return "\n".join(textwrap.wrap(title, max(8, int(inches / 0.05)), break_long_words=False))
+
+
 def class_activation(found: Mapping[str, Evidence]) -> Figure:
     """Fig. 5: pictures, and below each what Grad-CAM shows for each model, by the models' names."""
     first = next(iter(found.values()))
     columns, rows = len(first.pictures), 1 + len(found)
-    across = max(COLUMN, min(PAGE, 0.55 + 0.9 * columns))
+    beside = 0.7  # inches for names and the colour bar
+    side = min(1, max(COLUMN - beside, PAGE - beside if columns > 4 else 0) / columns)
+    across = beside + columns * side
+    titles = {name: [_wrapped(title, side) for title in evidence.titles] for name, evidence in found.items()}
+    lines = sum(1 + max(title.count("\n") for title in under) for under in titles.values())
     with style():
-        figure = Figure(figsize=(across, 0.1 + 1.08 * rows * min(1, (across - 0.6) / columns)), layout="constrained")
+        figure = Figure(figsize=(across, 0.1 + rows * (side + 0.03) + 0.1 * lines), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
             axes.set_xticks([])
@@ -316,7 +327,7 @@ def class_activation(found: Mapping[str, Evidence]) -> Figure:
         grid[0, 0].set_ylabel("image")
         for row, (name, evidence) in zip(grid[1:], found.items(), strict=True):
             row[0].set_ylabel(_two_lines(name), fontsize=6)
-            for axes, picture, heat, title in zip(row, evidence.pictures, evidence.maps, evidence.titles, strict=True):
+            for axes, picture, heat, title in zip(row, evidence.pictures, evidence.maps, titles[name], strict=True):
                 axes.imshow(picture.mean(-1).numpy(), cmap="gray", vmin=0, vmax=1)
                 axes.imshow(heat.numpy(), cmap=HEAT, vmin=0, vmax=1, alpha=0.6)
                 axes.set_title(title, fontsize=6)

@@ -35,8 +35,10 @@ def class_layer(model: Any, images: Tensor) -> Layer:
         model(images[:1])
     layer = large[-1]
     if layer.prefix_tokens and getattr(model, "global_pool", "") == "token":
-        name = f"{layer.name}.norm1"
-        return replace(layer, name=name, module=model.get_submodule(name))
+        norm = getattr(layer.module, "norm1", None)
+        if norm is None:  # blocks of parallel branches, each with its own
+            return large[-2]
+        return replace(layer, name=f"{layer.name}.norm1", module=norm)
     return layer
 
 
@@ -62,7 +64,7 @@ def grad_cam(
     here = nn.Identity()  # Captum looks at maps (N, C, H, W), which here() sees in whatever layout the model works
 
     def pass_by(layer: Layer, features: Any) -> Tensor:
-        return layer.restore(here(layer.maps(features, size)), features)
+        return layer.restore(here(layer.maps(features, size)), features, size)
 
     with torch.enable_grad(), watched([layer], pass_by):
         evidence = LayerGradCam(forward, here).attribute(

@@ -32,8 +32,8 @@ class Layer:
         block: From 1 in each stage; 0 where the layer is no block.
         branch: One of :data:`BRANCHES`, '' for whole blocks.
         point: Of the branch.
-        channels_last: Four-dimensional maps are ``(N, H, W, C)``.
-        prefix_tokens: Class and register tokens in front of the positions of tokens ``(N, L, C)``.
+        channels_last: Four-dimensional maps are ``(N, H, W, C)``, unless their shape says otherwise.
+        prefix_tokens: Class and register tokens in front of the positions of tokens ``(N, L, C)``, if they are there.
     """
 
     name: str
@@ -62,20 +62,31 @@ class Layer:
             ValueError: It is neither.
         """
         if isinstance(features, Tensor) and features.ndim == 4:
-            return features.permute(0, 3, 1, 2) if self.channels_last else features
+            return features.permute(0, 3, 1, 2) if self._is_channels_last(features, image_size) else features
         if isinstance(features, Tensor) and features.ndim == 3:
-            tokens = features[:, self.prefix_tokens :]
-            height = round(math.sqrt(tokens.shape[1] * image_size[0] / image_size[1]))
-            if height and tokens.shape[1] % height == 0:
-                return tokens.mT.unflatten(2, (height, -1))
+            for prefix in (self.prefix_tokens, 0):  # CaiT and XCiT append the class token behind their blocks
+                tokens = features[:, prefix:]
+                height = round(math.sqrt(tokens.shape[1] * image_size[0] / image_size[1]))
+                if height and tokens.shape[1] % height == 0:
+                    return tokens.mT.unflatten(2, (height, -1))
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"layer {self.name} returns {shape}, expected maps of four dimensions or a grid of tokens")
 
-    def restore(self, maps: Tensor, features: Tensor) -> Tensor:
+    def restore(self, maps: Tensor, features: Tensor, image_size: tuple[int, ...]) -> Tensor:
         """The inverse of :meth:`maps`: ``features`` with their maps replaced."""
         if features.ndim == 4:
-            return maps.permute(0, 2, 3, 1) if self.channels_last else maps
-        return torch.cat([features[:, : self.prefix_tokens], maps.flatten(2).mT], 1)
+            return maps.permute(0, 2, 3, 1) if self._is_channels_last(features, image_size) else maps
+        tokens = maps.flatten(2).mT
+        return torch.cat([features[:, : features.shape[1] - tokens.shape[1]], tokens], 1)
+
+    def _is_channels_last(self, features: Tensor, image_size: tuple[int, ...]) -> bool:
+        """As declared, unless maps have the image's proportions in the other layout only.
+
+        Some models (GC ViT, Swin v2-CR) change the layout around their blocks and declare that of their stages.
+        """
+        _, a, b, c = features.shape
+        first, last = _proportional((b, c), image_size), _proportional((a, b), image_size)
+        return last if first != last else self.channels_last
 
 
 def blocks(model: Any) -> list[Layer]:
@@ -94,8 +105,13 @@ def blocks(model: Any) -> list[Layer]:
 
 
 def last(layers: Iterable[Layer]) -> list[Layer]:
-    """The last layer of each stage."""
-    return list({layer.stage: layer for layer in layers}.values())
+    """The last block of each stage; where layers are no blocks they are whole stages, and all of them stay."""
+    return list({layer.stage if layer.block else layer.name: layer for layer in layers}.values())
+
+
+def _proportional(size: tuple[int, int], image_size: tuple[int, ...]) -> bool:
+    """Whether a map has the image's proportions, up to a position that rounding adds or leaves out."""
+    return abs(size[0] - size[1] * image_size[0] / image_size[1]) <= max(1, image_size[0] / image_size[1])
 
 
 def _runs(module: nn.Module) -> bool:
@@ -107,7 +123,6 @@ def _layer(model: Any, name: str) -> Layer:
     module = model.get_submodule(name)
     numbers = [int(number) + 1 for number in _NUMBER.findall(name)]
     block = numbers.pop() if _BLOCK.search(name) else 0
-    # Only iFormer's blocks differ in their layout from what their model says that it returns.
     channels_last = isinstance(module, InceptionBlock) or getattr(model, "output_fmt", "NCHW") == "NHWC"
     return Layer(
         name,

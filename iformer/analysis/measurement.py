@@ -15,8 +15,12 @@ from iformer.analysis.layers import BRANCHES, Layer, Point, watched
 from iformer.analysis.reach import AttentionDistance
 from iformer.models.inception_transformer import InceptionBlock
 
-Verdict = Literal["raises", "lowers", "neither", "map too small"]
-"""What a branch does to the share of high frequencies: high-pass, low-pass, or no difference that chance excludes."""
+Verdict = Literal["raises", "lowers", "neither", "map too small", "one image"]
+"""What a branch does to the share of high frequencies: high-pass, low-pass, or no difference that chance excludes.
+
+The last two say that this cannot be told.
+"""
+UNTOLD = ("map too small", "one image")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class BranchInStage:
         """Whether the branch raises or lowers the share of high frequencies, as far as 95 % confidence goes."""
         if not can_be_low(*self.size):
             return "map too small"
+        if not math.isfinite(self.change.margin):
+            return "one image"
         if not abs(self.change.value) > self.change.margin:
             return "neither"
         return "raises" if self.change.value > 0 else "lowers"

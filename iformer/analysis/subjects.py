@@ -83,15 +83,12 @@ def open_subject(name: str, weights: Path | None = None, seed: int = 0) -> Subje
         ValueError: There is no such model, or the weights do not fit it.
         OSError: The weights cannot be read.
     """
-    if name and not timm.is_model(name) and Path(name).exists():
-        if weights is not None:
-            raise ValueError(f"{weights}: {name} is a folder that has weights, expected the name of a model")
-        return _of_folder(name)
-    if weights is not None and weights.is_dir():
-        subject = _of_folder(weights)
-        if name and (found := subject.model.pretrained_cfg["architecture"]) != name:
-            raise ValueError(f"{weights}: a checkpoint of {found}, expected one of {name}")
-        return subject
+    if (folder := _checkpoint(name, weights)) is not None:
+        model: Any = checkpoint.load(folder)
+        architecture = model.pretrained_cfg["architecture"]
+        if weights is not None and name not in ("", architecture):
+            raise ValueError(f"{weights}: a checkpoint of {architecture}, expected one of {name}")
+        return Subject(f"{architecture}, trained", model, str(folder))
     torch.manual_seed(seed)
     if weights is not None:
         return Subject(name, checkpoint.create(name, str(weights)).eval(), str(weights))
@@ -100,17 +97,19 @@ def open_subject(name: str, weights: Path | None = None, seed: int = 0) -> Subje
     return Subject(name if released else f"{name}, untrained", model, "released" if released else f"fresh, seed {seed}")
 
 
-def _of_folder(folder: str | Path) -> Subject:
-    model: Any = checkpoint.load(folder)
-    name = model.pretrained_cfg["architecture"]
-    return Subject(f"{name}, trained", model, str(folder))
+def _checkpoint(name: str, weights: Path | None) -> Path | None:
+    """The folder of a checkpoint that is meant; None where ``name`` is that of a model and ``weights`` no folder."""
+    if name and not timm.is_model(name) and Path(name).exists():
+        if weights is not None:
+            raise ValueError(f"{weights}: {name} is a folder that has weights, expected the name of a model")
+        return Path(name)
+    return weights if weights is not None and (weights.is_dir() or not name) else None
 
 
 def untrained(name: str, weights: Path | None = None, seed: int = 0) -> Subject:
     """The network that :func:`open_subject` gives for ``name`` and ``weights``, with fresh weights."""
     torch.manual_seed(seed)
-    folder = next((place for place in (Path(name), weights) if name and place and place.is_dir()), weights)
-    if folder is not None and folder.is_dir():
+    if (folder := _checkpoint(name, weights)) is not None:
         model: Any = checkpoint.load(folder, pretrained=False)
         name = model.pretrained_cfg["architecture"]
     else:

@@ -134,6 +134,12 @@ def test_classes_are_found_by_name_and_number(trained: Path) -> None:
     assert imagenet.class_index("Egyptian cat") == 285
 
 
+def test_a_checkpoints_file_means_its_folder(trained: Path) -> None:
+    for subject in (open_subject("", trained / "model.safetensors"), open_subject(str(trained / "config.json"))):
+        assert (subject.name, subject.class_names()) == ("iformer_nano, trained", ["ant", "bee", "cat"])
+    assert subjects.untrained("", trained / "model.safetensors").name == "iformer_nano, untrained"
+
+
 def test_untrained_weights_depend_on_the_seed_alone(trained: Path) -> None:
     def weights(name: str, seed: int) -> torch.Tensor:
         return subjects.untrained(name, seed=seed).model.stem.conv1.weight
@@ -158,6 +164,7 @@ def test_mistakes_get_one_line(run: Any, folder: Path, trained: Path, tmp_path: 
         ),
         ((folder, "--model", trained, "--compare", trained), "compared with itself"),
         ((folder, "--model", trained, "--checkpoint", trained), "is a folder that has weights"),
+        ((folder, "--checkpoint", tmp_path / "none.pth"), "none.pth: no such file or folder"),
         ((folder / "cut.png", "--model", trained), "cut.png: unreadable image"),
     ):
         status, out, err = run(*arguments)

@@ -1,6 +1,7 @@
 """Grad-CAM, beside the formula written out."""
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from iformer.analysis import layers
 from iformer.analysis.grad_cam import class_layer, grad_cam
 from iformer.analysis.layers import Layer
+from iformer.detection.model import mask_rcnn
 from iformer.segmentation.model import semantic_fpn
 from tests.analysis.test_layers import TINY, images_for, tiny
 
@@ -58,6 +60,8 @@ def test_the_layer_has_a_where() -> None:
     assert class_layer(model, torch.randn(1, 3, 32, 32)).label == "stage 3, block 2"  # the last stage is 2x2
     assert class_layer(model, torch.randn(1, 3, 64, 64)).label == "stage 4, block 1"
     assert class_layer(tiny("vit_tiny_patch16_224"), images_for("vit_tiny_patch16_224")).name == "blocks.2.norm1"
+    parallel = timm.create_model("vit_small_patch16_18x2_224", depth=2, img_size=64, embed_dim=24, num_heads=3).eval()
+    assert class_layer(parallel, torch.randn(1, 3, 64, 64)).name == "blocks.0"  # its last block has no norm1
 
 
 def test_a_segmenters_backbone_through_a_score() -> None:
@@ -75,26 +79,19 @@ def test_a_segmenters_backbone_through_a_score() -> None:
     assert not torch.allclose(maps, grad_cam(lambda x: model(x).mean((2, 3)), layer, images, 1))
 
 
-class Detector(nn.Module):
-    """As torchvision's: a list of images to a list of their boxes' scores and labels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = tiny("iformer_nano")
-
-    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        scores = self.backbone(torch.stack(images)).sigmoid()
-        return [{"scores": each, "labels": torch.arange(len(each))} for each in scores]
-
-
 def test_a_detectors_backbone_through_its_boxes() -> None:
-    model, images = Detector().eval(), torch.randn(3, 3, 64, 64)
+    torch.manual_seed(0)
+    sizes = {"min_size": 64, "max_size": 96}
+    model = mask_rcnn("iformer_nano", num_classes=3, channels=16, box_score_thresh=0.0, **sizes).eval()
+    images = torch.rand(2, 3, 64, 96)
 
-    def score(batch: Tensor) -> Tensor:
-        return torch.stack([boxes["scores"][boxes["labels"] == 2].sum() for boxes in model(list(batch))])
+    def score(batch: Tensor, label: int) -> Tensor:
+        return torch.stack([found["scores"][found["labels"] == label].sum() for found in model(list(batch))])
 
-    layer = class_layer(model.backbone, images)
-    maps = grad_cam(score, layer, images)
-    expected = grad_cam(lambda x: model.backbone(x).sigmoid(), layer, images, 2)
-    torch.testing.assert_close(maps, expected)
-    assert maps.amax() == 1
+    layer = layers.blocks(model.backbone.features.model)[-1]
+    assert layer.label == "stage 4, block 1"
+    maps = [grad_cam(lambda x, label=label: score(x, label), layer, images) for label in (1, 2)]
+    assert maps[0].shape == (2, 64, 96)
+    assert all(each.isfinite().all() and each.amax() == 1 for each in maps)
+    assert not torch.allclose(*maps)
+    assert all(parameter.grad is None for parameter in model.parameters())

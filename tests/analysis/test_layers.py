@@ -74,11 +74,37 @@ def test_token_grids_have_the_proportions_of_the_image() -> None:
     maps = layer.maps(tokens, (30, 40))
     assert maps.shape == (2, 3, 3, 4)
     assert torch.equal(maps[0, :, 1, 2], tokens[0, 1 + 4 + 2])
-    assert torch.equal(layer.restore(maps, tokens), tokens)
-    with pytest.raises(ValueError, match=r"layer x returns \(2, 12, 3\)"):
-        layer.maps(tokens[:, :12], (40, 40))
+    assert torch.equal(layer.restore(maps, tokens, (30, 40)), tokens)
+    without = layer.maps(tokens[:, 1:], (30, 40))  # the class token comes later, as in CaiT
+    assert torch.equal(without, maps)
+    assert torch.equal(layer.restore(without, tokens[:, 1:], (30, 40)), tokens[:, 1:])
+    with pytest.raises(ValueError, match=r"layer x returns \(2, 11, 3\)"):
+        layer.maps(tokens[:, :11], (40, 40))
     with pytest.raises(ValueError, match="layer x returns tuple"):
         layer.maps((tokens,), (40, 40))
+
+
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("image_size", [(64, 64), (33, 65), (66, 31)])
+def test_the_shape_of_maps_overrules_a_wrong_layout(declared: bool, image_size: tuple[int, int]) -> None:
+    layer = Layer("x", nn.Identity(), channels_last=declared)
+    height, width = (-(-side // 8) for side in image_size)
+    maps = torch.randn(2, 40, height, width)
+    for features in (maps, maps.permute(0, 2, 3, 1)):
+        assert torch.equal(layer.maps(features, image_size), maps)
+        assert torch.equal(layer.restore(maps, features, image_size), features)
+
+
+def test_blocks_in_another_layout_than_their_stages() -> None:
+    model = timm.create_model("gcvit_xxtiny", img_size=64, num_classes=5).eval()
+    sizes = {layer.stage: each.size for layer, each in measure(model, [torch.randn(1, 3, 64, 64)]).blocks.items()}
+    assert sizes == {1: (16, 16), 2: (8, 8), 3: (4, 4), 4: (2, 2)}
+
+
+def test_the_last_layer_of_each_stage() -> None:
+    ends = [layer.label for layer in layers.last(layers.blocks(tiny("iformer_nano")))]
+    assert ends == ["stage 1, block 1", "stage 2, block 1", "stage 3, block 2", "stage 4, block 1"]
+    assert len(layers.last(layers.blocks(tiny("resnet10t")))) == 5  # stages, whose blocks have other names
 
 
 def test_branches_are_found_at_three_points() -> None:

@@ -62,6 +62,11 @@ def test_means_leave_out_what_is_not_defined() -> None:
     assert math.isnan(Mean.of(torch.tensor([math.nan])).value)
 
 
+def test_one_image_gives_no_verdict() -> None:
+    stages = measure(tiny("iformer_nano"), [images_for("iformer_nano", 1)]).stages()
+    assert {each.verdict for each in stages} == {"one image", "map too small"}
+
+
 def test_no_image() -> None:
     with pytest.raises(ValueError, match="no image"):
         measure(tiny("iformer_nano"), [])
