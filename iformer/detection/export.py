@@ -50,7 +50,7 @@ def export_onnx(folder: Path, config: dict[str, Any], file: Path, images: Sequen
     if file.suffix != ".onnx":
         raise ValueError(f"{file}: the file to write must end in .onnx")
     model = load(folder, config)
-    paths = images or [get_sample_data("grace_hopper.jpg", asfileobj=False)]
+    paths = images or [Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False)))]
     pictures = [pil_to_tensor(read_image(path)) / 255 for path in paths]
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
