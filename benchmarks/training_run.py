@@ -98,26 +98,15 @@ def figures(folder: Path, columns: dict[str, Series], metrics: list[str], test: 
     }
 
 
-def page(output: Path, columns: dict[str, dict[str, str]], commands: list[str], pictures: list[str], note: str) -> str:
-    """The text."""
+def page(title: str, commands: list[str], columns: dict[str, dict[str, str]], rest: list[str]) -> str:
+    """The text: commands, a table with a column for each run, and the rest."""
     names = list(columns)
     keys = dict.fromkeys(key for rows in columns.values() for key in rows)
     table = [f"| | {' | '.join(names) if len(names) > 1 else ''} |", "|---" * (len(names) + 1) + "|"]
     table += [f"| {key} | {' | '.join(columns[name].get(key, '') for name in names)} |" for key in keys]
-    return "\n".join(
-        [
-            f"# {output.name}\n",
-            "By `python -m benchmarks.training_run`; every figure comes from the runs' files beside this page.\n",
-            *(f"    {command}" for command in commands),
-            "",
-            *table,
-            "",
-            *([note, ""] if note else []),
-            "![Curves of the training](curve.png)",
-            *(f"\n![{Path(picture).stem}]({picture})" for picture in pictures),
-            "",
-        ]
-    )
+    source = "By `python -m benchmarks.training_run`; every figure comes from the runs' files beside this page."
+    indented = [f"    {command}" for command in commands]
+    return "\n".join([f"# {title}\n", f"{source}\n", *indented, "", *table, "", *rest])
 
 
 def main() -> None:
@@ -129,7 +118,7 @@ def main() -> None:
     parser.add_argument("--picture", action="append", type=Path, default=[], help="other files to show")
     parser.add_argument("--note", default="", help="what a reader must know of the circumstances")
     arguments = parser.parse_args()
-    curves, columns, commands, pictures = {}, {}, [], []
+    curves, columns, tests, commands, pictures = {}, {}, {}, [], []
     for run in arguments.runs:
         folder = arguments.output / run.name if len(arguments.runs) > 1 else arguments.output
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +126,7 @@ def main() -> None:
         for file in [*history(run), *(run / name for name in COPIED if (run / name).is_file()), *images]:
             shutil.copyfile(file, folder / file.name)
         pictures += [str((folder / image.name).relative_to(arguments.output)) for image in images]
-        test = json.loads((run / "test.json").read_text())
+        test = tests[run.name] = json.loads((run / "test.json").read_text())
         curves[run.name] = read(run)
         columns[run.name] = figures(run, curves[run.name], arguments.metric, test)
         commands += [re.sub("(test|validate)", "fit", test["command"], count=1).split(" --resume")[0], test["command"]]
@@ -145,7 +134,10 @@ def main() -> None:
         shutil.copyfile(picture, arguments.output / picture.name)
         pictures.append(picture.name)
     draw(curves, arguments.metric, arguments.output / "curve.png")
-    (arguments.output / "README.md").write_text(page(arguments.output, columns, commands, pictures, arguments.note))
+    rest = [f"{arguments.note}\n"] if arguments.note else []
+    rest += [f"![{Path(picture).stem}]({picture})\n" for picture in ["curve.png", *pictures]]
+    text = page(arguments.output.name, commands, columns, [*rest, *classes(tests)])
+    (arguments.output / "README.md").write_text(text)
 
 
 if __name__ == "__main__":
