@@ -98,6 +98,23 @@ def figures(folder: Path, columns: dict[str, Series], metrics: list[str], test: 
     }
 
 
+def classes(tests: dict[str, dict[str, Any]]) -> list[str]:
+    """The table of what the tests say of each class, the runs side by side."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, test in tests.items():
+        for row in test.get("per_class", []):
+            values = {f"{key}, {name}" if len(tests) > 1 else key: row[key] for key in row if key != "class"}
+            rows.setdefault(row["class"], {}).update(values)
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+    if not keys:
+        return []
+    table = [f"| class | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
+    return [
+        *table,
+        *(f"| {name} | {' | '.join(str(row.get(key, '')) for key in keys)} |" for name, row in rows.items()),
+    ]
+
+
 def page(title: str, commands: list[str], columns: dict[str, dict[str, str]], rest: list[str]) -> str:
     """The text: commands, a table with a column for each run, and the rest."""
     names = list(columns)
@@ -136,7 +153,7 @@ def main() -> None:
     draw(curves, arguments.metric, arguments.output / "curve.png")
     rest = [f"{arguments.note}\n"] if arguments.note else []
     rest += [f"![{Path(picture).stem}]({picture})\n" for picture in ["curve.png", *pictures]]
-    text = page(arguments.output.name, commands, columns, [*rest, *classes(tests)])
+    text = page(arguments.output.name, commands, columns, [*rest, *classes(tests), ""])
     (arguments.output / "README.md").write_text(text)
 
 
