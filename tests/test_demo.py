@@ -59,7 +59,8 @@ def test_demo_learns_reports_and_predicts(
 
 def test_ctrl_c_keeps_what_there_is(small_fashion_mnist: Path, tmp_path: Path) -> None:
     script = (
-        "import json, sys; from pathlib import Path; from iformer import demo;"
+        "import json, signal, sys; from pathlib import Path; from iformer import demo;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # which a job in the background is started without
         "from iformer.classification import fashion_mnist;"
         "fashion_mnist.FASHION_MNIST.update(json.loads(sys.argv[1]));"
         "print(demo.run(Path(sys.argv[2]), Path(sys.argv[3]), epochs=10**6)['completed'])"
