@@ -184,23 +184,6 @@ class ClassificationTask(Task):
         names = self._of_data("class_names") or [f"class {i}" for i in range(self.num_classes)]
         checkpoint.save(model, folder, names, **(self._of_data("data_config") or {}))
 
-    def _of_data(self, name: str) -> Any:
-        """What the datamodule knows, None without one."""
-        return getattr(getattr(self.trainer, "datamodule", None), name, None)
-
-    def configure_optimizers(self) -> Any:
-        """See :class:`~iformer.training.optimization.AdamWCosine`."""
-        batch_size = self._of_data("batch_size")
-        if batch_size is None and self.optimization.base_batch is not None:
-            raise ValueError(
-                "optimization.base_batch scales the learning rate by data.batch_size, which the data lacks"
-            )
-        return self.optimization.configure(self.parameter_groups, self.trainer, batch_size or 0)
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """See :class:`~iformer.training.optimization.AdamWCosine`."""
-        self.optimization.update(scheduler, self.trainer)
-
 
 def per_class(matrix: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
     """``class``, ``images`` and ``accuracy`` (None without images) of each row of a confusion matrix."""

@@ -128,20 +128,3 @@ class DetectionTask(Task):
 
     def _names(self) -> list[str]:
         return [str(name) for name in self._of_data("class_names") or range(1, self.num_classes + 1)]
-
-    def _of_data(self, name: str) -> Any:
-        """What the datamodule knows, None without one."""
-        return getattr(getattr(self.trainer, "datamodule", None), name, None)
-
-    def configure_optimizers(self) -> Any:
-        """See :class:`~iformer.training.optimization.AdamWSteps`."""
-        batch_size = self._of_data("batch_size")
-        if batch_size is None and self.optimization.base_batch is not None:
-            raise ValueError(
-                "optimization.base_batch scales the learning rate by data.batch_size, which the data lacks"
-            )
-        return self.optimization.configure(self.parameter_groups, self.trainer, batch_size or 0)
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """See :class:`~iformer.training.optimization.AdamWSteps`."""
-        self.optimization.update(scheduler, self.trainer)

@@ -168,23 +168,6 @@ class SegmentationTask(Task):
         config = {**settings, **(self._of_data("data_config") or {})}
         checkpoint.save_assembled(model, folder, "segmentation", config)
 
-    def _of_data(self, name: str) -> Any:
-        """What the datamodule knows, None without one."""
-        return getattr(getattr(self.trainer, "datamodule", None), name, None)
-
-    def configure_optimizers(self) -> Any:
-        """See :class:`~iformer.training.optimization.AdamWCosine`."""
-        batch_size = self._of_data("batch_size")
-        if batch_size is None and self.optimization.base_batch is not None:
-            raise ValueError(
-                "optimization.base_batch scales the learning rate by data.batch_size, which the data lacks"
-            )
-        return self.optimization.configure(self.parameter_groups, self.trainer, batch_size or 0)
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """See :class:`~iformer.training.optimization.AdamWCosine`."""
-        self.optimization.update(scheduler, self.trainer)
-
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of the labelled pixels; 0 where there are none."""

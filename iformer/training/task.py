@@ -6,9 +6,38 @@ import lightning
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
+from iformer.training.optimization import AdamWCosine, AdamWSteps
+
 
 class Task(lightning.LightningModule):
-    """A LightningModule whose gradient can be clipped by its norm where it is in shards too."""
+    """Optimiser and schedule of a task, and clipping of the gradient's norm where it is in shards too.
+
+    A task sets ``optimization`` when it is made, and ``parameter_groups`` in ``setup``, while the parameters are whole.
+    """
+
+    optimization: AdamWCosine | AdamWSteps
+    parameter_groups: list[dict[str, Any]]
+
+    def _of_data(self, name: str) -> Any:
+        """What the datamodule knows, None without one."""
+        return getattr(getattr(self.trainer, "datamodule", None), name, None)
+
+    def configure_optimizers(self) -> Any:
+        """See :mod:`iformer.training.optimization`.
+
+        Raises:
+            ValueError: The learning rate is to be scaled by a batch size that the data does not tell.
+        """
+        batch_size = self._of_data("batch_size")
+        if batch_size is None and self.optimization.base_batch is not None:
+            raise ValueError(
+                "optimization.base_batch scales the learning rate by data.batch_size, which the data lacks"
+            )
+        return self.optimization.configure(self.parameter_groups, self.trainer, batch_size or 0)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """See :mod:`iformer.training.optimization`."""
+        self.optimization.update(scheduler, self.trainer)
 
     def configure_gradient_clipping(
         self,
