@@ -80,15 +80,7 @@ class FusedMixer(InceptionMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Eqs. 3 and 4."""
-        x_conv, x_pool, x_attn = x.split(self.split_dims, dim=-1)
-        branches = []
-        if self.conv_branch is not None:
-            branches.append(self.conv_branch(x_conv))
-        if self.pool_branch is not None:
-            branches.append(self.pool_branch(x_pool))
-        if self.attn_branch is not None:
-            branches.append(self.attn_branch(x_attn))
-        y = torch.cat(branches, dim=-1)
+        y = self.mix(x)
         return self.proj(self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 

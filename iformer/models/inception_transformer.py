@@ -178,6 +178,12 @@ class InceptionMixer(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(x)
+        y = y + self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj_drop(self.proj(y))  # Eq. 4
+
+    def mix(self, x: Tensor) -> Tensor:
+        """Eq. 3: what the branches make of their channels, side by side."""
         x_conv, x_pool, x_attn = x.split(self.split_dims, dim=-1)
         branches = []
         if self.conv_branch is not None:
@@ -186,10 +192,7 @@ class InceptionMixer(nn.Module):
             branches.append(self.pool_branch(x_pool))
         if self.attn_branch is not None:
             branches.append(self.attn_branch(x_attn))
-        y = torch.cat(branches, dim=-1)  # Eq. 3
-
-        y = y + self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.proj_drop(self.proj(y))  # Eq. 4
+        return torch.cat(branches, dim=-1)
 
 
 class FeedForward(Mlp):
