@@ -11,6 +11,7 @@ resident memory that two steps (the second has optimiser state) add to what impo
 import argparse
 import contextlib
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -177,6 +178,7 @@ def main() -> None:
         arguments.output,
         {
             **provenance(arguments.seed),
+            "environment": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
             "model": "iformer_small",
             "image_size": 224,
             "batch_size": arguments.batch_size,

@@ -78,9 +78,8 @@ class FusedMixer(InceptionMixer):
         self.conv_branch, self.pool_branch, self.attn_branch = mixer.conv_branch, mixer.pool_branch, mixer.attn_branch
         self.fusion.weight[:, :, 1, 1] += 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Eqs. 3 and 4."""
-        y = self.mix(x)
+    def project(self, y: Tensor) -> Tensor:
+        """Eq. 4, its sum included in the convolution."""
         return self.proj(self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 

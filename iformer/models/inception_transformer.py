@@ -9,7 +9,7 @@ they stay there throughout.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional, Union
 
 import torch
@@ -50,6 +50,15 @@ def _is_symbolic(size: int) -> bool:
     return is_exporting() and not isinstance(size, int)
 
 
+def recompute(function: Callable[..., Tensor], *args: Tensor, random: bool) -> Tensor:
+    """``function(*args)``, of which only ``args`` are kept for the backward pass, where it is computed again.
+
+    Its last layer is not: what that layer keeps is known before it is computed. ``random`` says whether the function
+    draws random numbers, which must then be the same.
+    """
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=random, determinism_check="none")
+
+
 class MaxPoolBranch(nn.Module):
     """High-frequency mixer, max-pooling half: Eq. 1, ``Y_h1 = FC(MaxPool(X_h1))``, then GELU.
 
@@ -63,8 +72,11 @@ class MaxPoolBranch(nn.Module):
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.act(self.fc(x))
+        return self.act(self.filter(x))
+
+    def filter(self, x: Tensor) -> Tensor:
+        """Eq. 1."""
+        return self.fc(self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class ConvBranch(nn.Module):
@@ -80,8 +92,11 @@ class ConvBranch(nn.Module):
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(self.fc(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.act(x)
+        return self.act(self.filter(x))
+
+    def filter(self, x: Tensor) -> Tensor:
+        """Eq. 2."""
+        return self.conv(self.fc(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class AttentionBranch(nn.Module):
@@ -178,9 +193,9 @@ class InceptionMixer(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.mix(x)
-        y = y + self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.proj_drop(self.proj(y))  # Eq. 4
+        if self.training and not torch.jit.is_scripting():
+            return self._forward_keeping_less(x)
+        return self.project(self.mix(x))
 
     def mix(self, x: Tensor) -> Tensor:
         """Eq. 3: what the branches make of their channels, side by side."""
@@ -194,19 +209,43 @@ class InceptionMixer(nn.Module):
             branches.append(self.attn_branch(x_attn))
         return torch.cat(branches, dim=-1)
 
+    def project(self, y: Tensor) -> Tensor:
+        """Eq. 4."""
+        y = y + self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj_drop(self.proj(y))
+
+    @torch.jit.ignore
+    def _forward_keeping_less(self, x: Tensor) -> Tensor:
+        """The same for training, where GELUs and fusion convolution, cheap but wide, are computed again."""
+        conv, pool, attn = x.split(self.split_dims, dim=-1)  # where there is no branch, it has no channels
+        if self.conv_branch is not None:
+            conv = self.conv_branch.filter(conv)
+        if self.pool_branch is not None:
+            pool = self.pool_branch.filter(pool)
+        if self.attn_branch is not None:
+            attn = self.attn_branch(attn)
+
+        def activate_and_project(conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
+            if self.conv_branch is not None:
+                conv = self.conv_branch.act(conv)
+            if self.pool_branch is not None:
+                pool = self.pool_branch.act(pool)
+            return self.project(torch.cat((conv, pool, attn), dim=-1))
+
+        return recompute(activate_and_project, conv, pool, attn, random=self.proj_drop.p > 0)
+
 
 class FeedForward(Mlp):
     """The feed-forward network of Eq. 6: linear, GELU, linear. ``(..., C)`` -> ``(..., C)``.
 
     In training the GELU is computed again in the backward pass, because its output would be a fifth of what a block
-    keeps for that pass. The second linear layer is not: what it saves is known before it is computed.
+    keeps for that pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
         if self.training and not torch.jit.is_scripting():
-            random = self.drop1.p > 0
-            return checkpoint(self.project, x, use_reentrant=False, preserve_rng_state=random, determinism_check="none")
+            return recompute(self.project, x, random=self.drop1.p > 0)
         return self.project(x)
 
     def project(self, x: Tensor) -> Tensor:

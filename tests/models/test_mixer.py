@@ -125,6 +125,48 @@ def test_mixer_splits_and_fuses(attention_heads: int, conv_ratio: float) -> None
     torch.testing.assert_close(mixer(x), y @ mixer.proj.weight.T + mixer.proj.bias, rtol=1e-4, atol=1e-4)
 
 
+def gradients_and_kept(mixer: InceptionMixer, x: torch.Tensor) -> tuple[list[torch.Tensor], int]:
+    """Gradients of everything, and how many bytes the backward pass was left."""
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = mixer(x)
+    return list(torch.autograd.grad(y.square().sum(), [x, *mixer.parameters()])), sum(s.nbytes() for s in kept.values())
+
+
+@pytest.mark.parametrize("attention_heads", range(5))
+@pytest.mark.parametrize("conv_ratio", [0.0, 0.5, 1.0])
+def test_training_keeps_less_and_computes_the_same(attention_heads: int, conv_ratio: float) -> None:
+    mixer = InceptionMixer(16, 4, attention_heads, conv_ratio, pool_stride=2)
+    randomise(mixer)
+    x = torch.randn(2, 7, 6, 16, requires_grad=True)
+    torch.testing.assert_close(mixer.train()(x), mixer.eval()(x))
+    gradients, kept = gradients_and_kept(mixer.train(), x)
+    expected, all_kept = gradients_and_kept(mixer.eval(), x)
+    torch.testing.assert_close(gradients, expected)
+    assert kept < 0.8 * all_kept
+
+
+def test_training_uses_the_same_activations_and_random_numbers() -> None:
+    mixer = InceptionMixer(16, 4, 2, proj_drop=0.5).train()
+    for branch in (mixer.conv_branch, mixer.pool_branch):
+        branch.act = torch.nn.ReLU()
+    randomise(mixer)
+    x = torch.randn(2, 4, 4, 16, requires_grad=True)
+    torch.manual_seed(0)
+    y = mixer(x)
+    gradient = torch.autograd.grad(y.sum(), x)
+    dropped = y == 0
+    assert 0.3 < dropped.float().mean() < 0.7
+    expected = 2 * mixer.eval()(x) * ~dropped
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), x))
+
+
 @pytest.mark.parametrize("layer_scale", [None, 0.3])
 def test_block(layer_scale: float | None) -> None:
     """Eqs. 5 and 6."""
