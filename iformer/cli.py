@@ -310,28 +310,28 @@ def export(
         Path | None, typer.Option(metavar="FOLDER", help="Class folders: measure the accuracy before and after.")
     ] = None,
     weights: Annotated[str, typer.Option(help="Of a model given by name: released, random or a file.")] = "released",
+    size: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="Of a segmenter's images, else of its crops.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model, fused, as a file that runs without this package, and check it on images.
+    """Write a model as a file that runs without this package, checked on images; a detector as ONNX for any size."""
+    from iformer.deployment.shipping import ship, task_of
 
-    Of a detector, an ONNX file for images of any size.
-    """
-    from iformer.deployment.shipping import ship
-    from iformer.models.checkpoint import find
-
-    if Path(model).exists() and find(model)[1]["task"] == "detection":
-        if (file_format, precision, labelled) != ("onnx", "fp32", None):
-            raise typer.BadParameter(f"{model}: a detector goes with --format onnx, --precision fp32, no --labelled.")
+    task = task_of(model)
+    if task == "detection":
+        if (file_format, precision, labelled, size) != ("onnx", "fp32", None, None):
+            raise ValueError(f"{model}: a detector goes with --format onnx, --precision fp32, no --labelled, no --size")
         _export_detector(model, output, images, as_json)
         return
-    result = ship(model, file_format, precision, dynamic, output, images, labelled, weights)
+    result = ship(model, file_format, precision, dynamic, output, images, labelled, weights, size)
     if as_json:
         print(json.dumps(result, indent=2))
         return
     print(
         f"{result['file']}: largest difference from eager {result['largest_difference']:.2g} "
         f"({result['relative_difference']:.1e} of the largest logit) on {result['images']} images, "
-        f"same class for {result['same_class']:.0%}"
+        f"same class for {result['same_class']:.2%}{' of the pixels' if task == 'segmentation' else ''}"
     )
     if "accuracy" in result:
         accuracy = result["accuracy"]

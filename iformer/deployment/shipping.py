@@ -13,11 +13,12 @@ from iformer.deployment import engines
 from iformer.deployment.export import export, load_images, require_offered
 from iformer.deployment.quantize import Batches, top1
 from iformer.models import checkpoint
+from iformer.segmentation import predict as segmentation
 from iformer.training.images import find_images
 from iformer.training.provenance import provenance
 
-MOST_IMAGES = 300
-"""Images to check with and to calibrate on: more change the scales no longer."""
+MOST_IMAGES = {"classification": 300, "segmentation": 30}
+"""Images to check with and to calibrate on: more change the scales no longer. Scenes hold more than photographs do."""
 
 BUILT_IN = ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png")
 """Pictures that come with matplotlib, to check with where none are given."""
@@ -32,6 +33,7 @@ def ship(
     images: Path | None = None,
     labelled: Path | None = None,
     weights: str = "released",
+    size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Export a model and say how well that went.
 
@@ -42,8 +44,10 @@ def ship(
         dynamic: As there.
         output: The file; by default the model's name in the working folder.
         images: A folder of images, needed for int8.
-        labelled: A folder of class folders that are called as the model's classes, or as ImageNet's (n01440764...).
+        labelled: A folder of class folders that are called as the model's classes, or as ImageNet's (n01440764...);
+            not for segmenters.
         weights: Of a model of timm: released, random, or a file.
+        size: Height and width of a segmenter's images; by default those of the crops that it was trained on.
 
     Returns:
         ``model``, ``file``, ``format``, ``precision``, ``dynamic``, ``images`` (how many it was checked with), what
@@ -58,10 +62,15 @@ def ship(
     if precision == "int8" and images is None:
         raise ValueError("precision int8: needs images to calibrate on, expected a folder of them (--images)")
     paths = find_images([images]) if images else [Path(get_sample_data(file, asfileobj=False)) for file in BUILT_IN]
-    model = load(name, weights)
+    task = task_of(name)
+    if size and task != "segmentation":
+        raise ValueError(f"size: {name} has one of its own, expected none (it is for segmenters)")
+    if labelled and task == "segmentation":
+        raise ValueError("labelled: accuracy is measured of classifiers only, expected none for a segmenter")
+    model = load(name, weights, size)
     samples = _samples(model, labelled) if labelled else []
     file = output or Path(Path(name).resolve().name + engines.FORMATS[kind])  # "." has no name of its own
-    few = paths[:: -(-len(paths) // MOST_IMAGES)]  # evenly from all of them, and so from every class folder
+    few = paths[:: -(-len(paths) // MOST_IMAGES[task])]  # evenly from all of them, and so from every class folder
     result = {
         **provenance(0),
         "model": name,
@@ -83,12 +92,37 @@ def ship(
     return result
 
 
-def load(name: str, weights: str = "released") -> Any:
+def task_of(name: str) -> str:
+    """What a model is for: classification, detection or segmentation; see :func:`load`."""
+    return checkpoint.find(name)[1]["task"] if Path(name).exists() else "classification"
+
+
+def load(name: str, weights: str = "released", size: tuple[int, int] | None = None) -> Any:
     """A model by timm's name, or from the folder of a trained one, in evaluation mode."""
-    if Path(name).exists():
-        return checkpoint.load(name)
-    pretrained = {"released": True, "random": False}.get(weights, weights)
-    return checkpoint.create(name, pretrained).eval()
+    if not Path(name).exists():
+        pretrained = {"released": True, "random": False}.get(weights, weights)
+        return checkpoint.create(name, pretrained).eval()
+    folder, config = checkpoint.find(name)
+    return _segmenter(folder, config, size) if config["task"] == "segmentation" else checkpoint.load(name)
+
+
+def _segmenter(folder: Path, config: dict[str, Any], size: tuple[int, int] | None) -> Any:
+    """A segmenter that says about itself what timm's models do."""
+    model: Any = segmentation.load(folder, config)[0]
+    size = size or config.get("crop")
+    if not size or min(size) < 1:
+        raise ValueError(f"size is {size}, expected the height and width of the images (--size 360 480)")
+    network = config["network"]
+    model.pretrained_cfg = {
+        "architecture": f"{network['architecture']}_{network['backbone']}",
+        "input_size": (3, *size),
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",  # the whole image, resized to this size
+        "label_names": config["class_names"],
+        **{key: config[key] for key in ("mean", "std", "palette", "resize")},
+    }
+    return model
 
 
 def _samples(model: Any, folder: Path) -> list[tuple[Path, int]]:

@@ -162,6 +162,7 @@ class SegmentationData(lightning.LightningDataModule):
             "class_names": list(self.class_names),
             "palette": self.palette,
             "resize": self.settings.resize,
+            "crop": self.settings.crop,
             "mean": list(self.settings.mean),
             "std": list(self.settings.std),
         }

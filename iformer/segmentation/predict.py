@@ -13,9 +13,30 @@ from torchvision import tv_tensors
 
 from iformer.models import checkpoint
 from iformer.segmentation import inference, pictures
-from iformer.segmentation.model import build
+from iformer.segmentation.model import Segmenter, build
 from iformer.segmentation.transforms import EvaluationTransform
 from iformer.training.images import UnreadableImageError, read_image
+
+KEYS = ("network", "resize", "mean", "std", "class_names", "palette", "window", "flip_test")
+
+
+def load(folder: Path, config: dict[str, Any]) -> tuple[Segmenter, EvaluationTransform]:
+    """The segmenter that a training run has exported into ``folder``, in evaluation mode, and what prepares its images.
+
+    Args:
+        folder: Of the checkpoint.
+        config: Its ``config.json``, see :func:`iformer.models.checkpoint.find`.
+
+    Raises:
+        ValueError: The checkpoint is damaged.
+    """
+    try:
+        network, resize, mean, std, *_ = (config[key] for key in KEYS)
+        model, transform = build(**network), EvaluationTransform(resize, mean, std)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: not a segmenter's ({error})") from error
+    checkpoint.load_assembled(model, folder)
+    return model, transform
 
 
 @torch.inference_mode()
@@ -40,13 +61,7 @@ def segment(folder: Path, config: dict[str, Any], paths: Sequence[Path], output:
         ValueError: The checkpoint is damaged.
         OSError: A picture could not be written.
     """
-    try:
-        model = checkpoint.load_assembled(build(**config["network"]), folder)
-        transform = EvaluationTransform(config["resize"], config["mean"], config["std"])
-        class_names, palette = config["class_names"], config["palette"]
-        window, flip = config["window"], config["flip_test"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not a segmenter's ({error})") from error
+    model, transform = load(folder, config)
     output.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     names = _distinct_names(paths)
@@ -58,13 +73,13 @@ def segment(folder: Path, config: dict[str, Any], paths: Sequence[Path], output:
             results.append({"image": str(path), "error": str(error)})
             continue
         pixels, _ = transform(tv_tensors.Image(torch.from_numpy(image.transpose(2, 0, 1).copy())))
-        logits = inference.logits(model, pixels[None], window, flip)
+        logits = inference.logits(model, pixels[None], config["window"], config["flip_test"])
         labels = inference.labels(logits, image.shape[:2])[0].numpy().astype(np.uint8)
         files = {"overlay": output / f"{name}_overlay.png", "labels": output / f"{name}_labels.png"}
         pictures.draw_overlay(image, labels, config, files["overlay"])
-        write_labels(labels, palette, files["labels"])
+        write_labels(labels, config["palette"], files["labels"])
         written = {kind: str(file) for kind, file in files.items()}
-        results.append({"image": str(path), **written, "classes": _shares(labels, class_names)})
+        results.append({"image": str(path), **written, "classes": _shares(labels, config["class_names"])})
     return results
 
 

@@ -1,0 +1,155 @@
+"""``iformer export`` of a segmenter: its file gives the logits of each pixel, and runs without this package."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from iformer.cli import main
+from iformer.deployment import engines
+from iformer.deployment.export import metadata
+from iformer.deployment.shipping import load
+from iformer.models import checkpoint
+from iformer.segmentation.model import build
+from iformer.segmentation.predict import segment
+from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
+from tests.segmentation.test_predict import CONFIG
+
+TINY = {"backbone": "iformer_small", "num_classes": 3, "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8],
+        "num_heads": [2, 2, 2, 2], "attention_heads": [1, 0, 0, 1]}  # fmt: skip
+DECODERS: dict[str, dict[str, int]] = {
+    "semantic_fpn": {"neck_channels": 8, "head_channels": 8}, "upernet": {"channels": 8}
+}  # fmt: skip
+SIZE = (48, 64)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two segmenters, and of three photographs in ``photos``."""
+    root = tmp_path_factory.mktemp("segmenters")
+    for architecture, channels in DECODERS.items():
+        torch.manual_seed(0)
+        network = {"architecture": architecture, **TINY, **channels}
+        config = {**CONFIG, "network": network, "crop": SIZE}
+        checkpoint.save_assembled(draw(build(**network)), root / architecture, "segmentation", config)
+    (root / "photos").mkdir()
+    random = np.random.default_rng(0)
+    for index in range(3):
+        coarse = random.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((60 + 4 * index, 48)).save(root / "photos" / f"{index}.png")
+    return root
+
+
+def export(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["iformer", "export", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def check(file: Path, folder: Path, *shapes: tuple[int, ...]) -> None:
+    run, model = engines.open_file(file), load(str(folder))
+    for shape in shapes:
+        images = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(run(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [("semantic_fpn", "openvino"), ("semantic_fpn", "torch-export"), ("upernet", "onnx")]
+)
+def test_every_format(
+    architecture: str, kind: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    file = tmp_path / f"file{engines.FORMATS[kind]}"
+    options = ["--format", kind, "--output", file, "--images", trained / "photos"]
+    assert not export(monkeypatch, trained / architecture, *options, "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert (result["images"], result["same_class"]) == (3, 1)
+    check(file, trained / architecture, (1, 3, *SIZE))
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("semantic_fpn", "onnx"), ("semantic_fpn", "openvino")])
+def test_any_size(architecture: str, kind: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / f"file{engines.FORMATS[kind]}"
+    assert not export(monkeypatch, trained / architecture, "--format", kind, "--output", file, "--dynamic")
+    check(file, trained / architecture, (1, 3, *SIZE), (2, 3, 51, 97), (1, 3, 32, 32))  # last a map of a single pixel
+
+
+def test_the_files_user_is_told_what_predict_knows(trained: Path) -> None:
+    about = metadata(load(str(trained / "upernet")), "fp32")
+    told = {key: json.loads(about[key]) for key in ("class_names", "palette", "preprocessing")}
+    assert told["class_names"] == CONFIG["class_names"]
+    assert told["palette"] == CONFIG["palette"]
+    assert told["preprocessing"]["input_size"] == [3, *SIZE]
+    assert (told["preprocessing"]["mean"], told["preprocessing"]["std"]) == (CONFIG["mean"], CONFIG["std"])
+
+
+def test_the_documents_example_segments_as_predict_does(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "deployment.md"
+    _, program, *_ = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    folder, photo = trained / "semantic_fpn", trained / "photos" / "2.png"
+    options = ["--size", 48, 68, "--output", tmp_path / "camvid.onnx", "--images", photo]
+    assert not export(monkeypatch, folder, *options)
+    assert capsys.readouterr().out.endswith("on 1 images, same class for 100.00% of the pixels\n")
+    Image.open(photo).save(tmp_path / "street.jpg")
+    forbidden = "import sys\nsys.modules.update(dict.fromkeys(('iformer', 'timm', 'torch')))\n"
+    done = subprocess.run([sys.executable, "-c", forbidden + program], cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    segment(*checkpoint.find(folder), [tmp_path / "street.jpg"], tmp_path)
+    with Image.open(tmp_path / "mask.png") as mask, Image.open(tmp_path / "street_labels.png") as labels:
+        assert mask.size == labels.size == (68, 48)
+        assert (np.asarray(mask) == np.asarray(labels)).mean() > 0.99
+        assert mask.palette.getdata()[1][:9] == labels.palette.getdata()[1][:9]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "message"),
+    [
+        ("semantic_fpn", ("--labelled", "."), "labelled: accuracy is measured of classifiers only"),
+        ("semantic_fpn", ("--size", "0", "64"), "size is (0, 64), expected the height and width of the images"),
+        ("semantic_fpn", ("--precision", "int8"), "needs images to calibrate on"),
+        ("semantic_fpn", ("--images", "nowhere"), "nowhere: no such file or folder"),
+        ("upernet", ("--dynamic",), "the model pools to a grid, which ONNX has for known sizes only"),
+    ],
+)
+def test_mistakes(
+    architecture: str,
+    options: tuple[str, ...],
+    message: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    assert export(monkeypatch, trained / architecture, "--output", tmp_path / "file.onnx", *options) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_size_is_for_segmenters(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    assert export(monkeypatch, "iformer_nano", "--weights", "random", "--size", 32, 32) == 2
+    assert "size: iformer_nano has one of its own" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_names_no_crop_needs_a_size(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "older"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((trained / "semantic_fpn" / name).read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    del config["crop"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="size is None, expected the height and width"):
+        load(str(folder))
+    assert load(str(folder), size=SIZE).pretrained_cfg["input_size"] == (3, *SIZE)
