@@ -9,10 +9,11 @@ import copy
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
-from iformer.deployment.fuse import FusedMixer
+from iformer.deployment.fuse import FusedMixer, InPlaceGELU
 from iformer.models.inception_transformer import (
     AttentionBranch,
     ConvBranch,
@@ -66,7 +67,7 @@ class ChannelsFirstBlock(nn.Module):
         self.branches = nn.ModuleList([_branch(branch) for branch in branches])
         self.proj = nn.Sequential(mixer.fusion, _pointwise(mixer.proj))
         self.norm2 = ChannelsFirstNorm(block.norm2)
-        self.mlp = nn.Sequential(_pointwise(mlp.fc1), nn.GELU(), _pointwise(mlp.fc2))
+        self.mlp = nn.Sequential(_pointwise(mlp.fc1), _act(mlp.act), _pointwise(mlp.fc2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Eqs. 3 to 6."""
@@ -93,29 +94,46 @@ class ChannelsFirstNorm(nn.Module):
 
 
 class ChannelsFirstAttention(nn.Module):
-    """Self-attention between two permutations: it needs the positions as rows. ``(N, C, H, W)`` -> ``(N, C, H, W)``."""
+    """Self-attention with a 1x1 convolution each for q, k and v. ``(N, C, H, W)`` -> ``(N, C, H, W)``."""
 
     def __init__(self, branch: AttentionBranch) -> None:
         super().__init__()
         self.branch = branch
+        dim = branch.qkv.in_features
+        self.q, self.k, self.v = (_pointwise(branch.qkv, slice(i * dim, (i + 1) * dim)) for i in range(3))
+        del branch.qkv  # whose weights are in these
 
     def forward(self, x: Tensor) -> Tensor:
         """Eq. 7."""
-        return self.branch(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        size = [x.shape[2], x.shape[3]]
+        x = self.branch.avg_pool(x)
+        q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
+        y = F.scaled_dot_product_attention(q, k, v)
+        n, c, h, w = x.shape
+        return self.branch.upsample(y.transpose(1, 2).reshape(n, h, w, c).permute(0, 3, 1, 2), size)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        heads = self.branch.num_heads
+        return x.permute(0, 2, 3, 1).reshape(n, h * w, heads, c // heads).transpose(1, 2)
 
 
 def _branch(branch: nn.Module | None) -> nn.Module:
     if isinstance(branch, ConvBranch):
-        return nn.Sequential(_pointwise(branch.fc), branch.conv, branch.act)
+        return nn.Sequential(_pointwise(branch.fc), branch.conv, _act(branch.act))
     if isinstance(branch, MaxPoolBranch):
-        return nn.Sequential(branch.pool, _pointwise(branch.fc), branch.act)
+        return nn.Sequential(branch.pool, _pointwise(branch.fc), _act(branch.act))
     return ChannelsFirstAttention(branch) if isinstance(branch, AttentionBranch) else nn.Identity()
 
 
-def _pointwise(linear: nn.Linear) -> nn.Conv2d:
-    """A linear layer as a 1x1 convolution."""
-    weight = linear.weight
-    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, device=weight.device, dtype=weight.dtype)
+def _act(act: nn.Module) -> nn.Module:
+    return nn.GELU() if isinstance(act, InPlaceGELU) else act  # engines decide themselves what to overwrite
+
+
+def _pointwise(linear: nn.Linear, outputs: slice = slice(None)) -> nn.Conv2d:
+    """A linear layer, or some of its outputs, as a 1x1 convolution."""
+    weight, bias = linear.weight[outputs], linear.bias[outputs]
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, device=weight.device, dtype=weight.dtype)
     conv.weight = nn.Parameter(weight[:, :, None, None], requires_grad=False)
-    conv.bias = nn.Parameter(linear.bias, requires_grad=False)
+    conv.bias = nn.Parameter(bias, requires_grad=False)
     return conv

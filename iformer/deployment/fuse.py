@@ -31,7 +31,8 @@ def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Any:
     - BatchNorm goes into the convolution before it,
     - a block's LayerNorm keeps its statistics only; its scale and shift go into the linear layers behind it,
     - LayerScale goes into the projection before it,
-    - the identity around the fusion convolution goes into that convolution's centre tap.
+    - the identity around the fusion convolution goes into that convolution's centre tap,
+    - GELUs overwrite what they take: those of the feed-forward networks take the largest maps that there are.
 
     The last LayerNorm, outside the blocks, stays as it is: its output is what ``forward_features`` returns.
 
@@ -64,6 +65,14 @@ def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Any:
     return fused
 
 
+class InPlaceGELU(nn.Module):
+    """GELU, over its input. ``(...)`` -> ``(...)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What ``nn.GELU`` returns."""
+        return torch.ops.aten.gelu_(x)
+
+
 class FusedMixer(InceptionMixer):
     """An Inception mixer whose fusion convolution holds the identity around it. ``(N, H, W, C)`` -> ``(N, H, W, C)``.
 
@@ -78,8 +87,9 @@ class FusedMixer(InceptionMixer):
         self.conv_branch, self.pool_branch, self.attn_branch = mixer.conv_branch, mixer.pool_branch, mixer.attn_branch
         self.fusion.weight[:, :, 1, 1] += 1
 
-    def project(self, y: Tensor) -> Tensor:
-        """Eq. 4, its sum included in the convolution."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Eqs. 3 and 4, the latter's sum included in the convolution."""
+        y = self.mix(x)
         return self.proj(self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
@@ -103,6 +113,9 @@ def _fuse_block(block: Any) -> None:
         if isinstance(layer_scale, LayerScale):
             _scale_outputs(projection, layer_scale.gamma)
             setattr(block, name, nn.Identity())
+    for module in (block.mixer.conv_branch, block.mixer.pool_branch, block.mlp):
+        if module is not None and isinstance(module.act, nn.GELU):
+            module.act = InPlaceGELU()
     block.mixer = FusedMixer(block.mixer)
 
 

@@ -1,7 +1,7 @@
 """int8 after training: NNCF for OpenVINO, ONNX Runtime's own tools for ONNX.
 
-Convolutions and matrix products become int8, their weights with a scale per channel; what is between them does not,
-for there a quantised operation would save nothing and its rounding would cost accuracy.
+Convolutions and linear layers become int8, their weights with a scale per channel; what is between them does not, for
+there a quantised operation would save nothing and its rounding would cost accuracy.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,10 @@ Batches = DataLoader[tuple[Tensor, Tensor]]
 
 # What stays in floating point. NNCF would quantise depthwise convolutions and elementwise operations too, as they come;
 # both are bound by memory, and each change of type is one more pass over a map that GELU and residuals cannot join.
+# Attention in int8 is no faster either, and where the processor computes the rest in bfloat16 it costs three points.
 _FLOAT = (
     *("Add", "AvgPool", "Concat", "Divide", "GroupConvolution", "Interpolate"),
-    *("MaxPool", "Multiply", "ReduceMean", "Subtract"),
+    *("MaxPool", "Multiply", "ReduceMean", "ScaledDotProductAttention", "Subtract"),
 )
 
 

@@ -125,9 +125,8 @@ class AttentionBranch(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[1:3]
-        if self.pool_stride > 1:
-            x = self._avg_pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        size = [x.shape[1], x.shape[2]]
+        x = self.avg_pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         n, h, w, c = x.shape
 
         # Cut before the heads move in front, so that the gradients of q, k and v need not move back to meet.
@@ -135,17 +134,21 @@ class AttentionBranch(nn.Module):
         dropout = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout)
         x = x.transpose(1, 2).reshape(n, h, w, c)
+        return self.upsample(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
 
-        if self.pool_stride > 1:
-            x = F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="nearest").permute(0, 2, 3, 1)
-        return x
-
-    def _avg_pool(self, x: Tensor) -> Tensor:
+    def avg_pool(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` -> ``(N, C, H', W')``, the positions between which attention is."""
+        if self.pool_stride == 1:
+            return x
         if _is_symbolic(x.shape[2]) or _is_symbolic(x.shape[3]):
             # Pooling with ceil_mode asks whether a side is odd, which a graph for any size cannot answer. The mean of
             # a cell whose last row or column is repeated is the mean of what there is; at an even side it is unused.
             return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), self.pool_stride)
         return self.pool(x)
+
+    def upsample(self, x: Tensor, size: list[int]) -> Tensor:
+        """``(N, C, H', W')`` -> ``(N, C, *size)``."""
+        return F.interpolate(x, size=size, mode="nearest") if self.pool_stride > 1 else x
 
 
 class InceptionMixer(nn.Module):
