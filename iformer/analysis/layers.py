@@ -141,18 +141,18 @@ def branches(model: Any) -> list[Layer]:
         if not isinstance(block.module, InceptionBlock):
             continue
         mixer = block.module.mixer
-        operators: dict[str, tuple[str, str, bool]] = {
-            "max-pooling": ("pool_branch", "pool_branch.pool", False),
-            "convolution": ("conv_branch", "conv_branch.conv", False),
-            "attention": ("attn_branch", "attn_branch", True),
+        modules: dict[str, tuple[str, str, bool, str]] = {
+            "max-pooling": ("pool_branch", "pool_branch.pool", False, "pool_act"),
+            "convolution": ("conv_branch", "conv_branch.conv", False, "conv_act"),
+            "attention": ("attn_branch", "attn_branch", True, "attn_branch"),
         }
-        for branch, (whole, operator, channels_last) in operators.items():
+        for branch, (whole, operator, channels_last, output) in modules.items():
             if getattr(mixer, whole) is None:
                 continue
             points: dict[Point, tuple[str, bool]] = {
                 "input": (whole, True),
                 "operator": (operator, channels_last),
-                "output": (whole, True),
+                "output": (output, True),
             }
             for point, (name, last_dim) in points.items():
                 found.append(

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from iformer.deployment.fuse import FusedMixer, InPlaceGELU
 from iformer.models.inception_transformer import (
     AttentionBranch,
-    ConvBranch,
     InceptionBlock,
     InceptionStage,
-    MaxPoolBranch,
     resize_pos_embed,
 )
 
@@ -63,8 +61,7 @@ class ChannelsFirstBlock(nn.Module):
         mixer, mlp = block.mixer, cast(Any, block.mlp)
         self.norm1 = ChannelsFirstNorm(block.norm1)
         self.split_dims = mixer.split_dims
-        branches = (mixer.conv_branch, mixer.pool_branch, mixer.attn_branch)
-        self.branches = nn.ModuleList([_branch(branch) for branch in branches])
+        self.branches = nn.ModuleList([_conv(mixer), _pool(mixer), _attention(mixer)])
         self.proj = nn.Sequential(mixer.fusion, _pointwise(mixer.proj))
         self.norm2 = ChannelsFirstNorm(block.norm2)
         self.mlp = nn.Sequential(_pointwise(mlp.fc1), _act(mlp.act), _pointwise(mlp.fc2))
@@ -118,12 +115,18 @@ class ChannelsFirstAttention(nn.Module):
         return x.permute(0, 2, 3, 1).reshape(n, h * w, heads, c // heads).transpose(1, 2)
 
 
-def _branch(branch: nn.Module | None) -> nn.Module:
-    if isinstance(branch, ConvBranch):
-        return nn.Sequential(_pointwise(branch.fc), branch.conv, _act(branch.act))
-    if isinstance(branch, MaxPoolBranch):
-        return nn.Sequential(branch.pool, _pointwise(branch.fc), _act(branch.act))
-    return ChannelsFirstAttention(branch) if isinstance(branch, AttentionBranch) else nn.Identity()
+def _conv(mixer: FusedMixer) -> nn.Module:
+    branch = mixer.conv_branch
+    return nn.Sequential(_pointwise(branch.fc), branch.conv, _act(mixer.conv_act)) if branch else nn.Identity()
+
+
+def _pool(mixer: FusedMixer) -> nn.Module:
+    branch = mixer.pool_branch
+    return nn.Sequential(branch.pool, _pointwise(branch.fc), _act(mixer.pool_act)) if branch else nn.Identity()
+
+
+def _attention(mixer: FusedMixer) -> nn.Module:
+    return ChannelsFirstAttention(mixer.attn_branch) if mixer.attn_branch else nn.Identity()
 
 
 def _act(act: nn.Module) -> nn.Module:

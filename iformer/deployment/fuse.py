@@ -86,10 +86,11 @@ class FusedMixer(InceptionMixer):
             setattr(self, name, module)
         self.conv_branch, self.pool_branch, self.attn_branch = mixer.conv_branch, mixer.pool_branch, mixer.attn_branch
         self.fusion.weight[:, :, 1, 1] += 1
+        self.eval()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def project(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
         """Eqs. 3 and 4, the latter's sum included in the convolution."""
-        y = self.mix(x)
+        y = self.mix(conv, pool, attn)
         return self.proj(self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
@@ -113,9 +114,9 @@ def _fuse_block(block: Any) -> None:
         if isinstance(layer_scale, LayerScale):
             _scale_outputs(projection, layer_scale.gamma)
             setattr(block, name, nn.Identity())
-    for module in (block.mixer.conv_branch, block.mixer.pool_branch, block.mlp):
-        if module is not None and isinstance(module.act, nn.GELU):
-            module.act = InPlaceGELU()
+    for module, name in ((block.mixer, "conv_act"), (block.mixer, "pool_act"), (block.mlp, "act")):
+        if isinstance(getattr(module, name), nn.GELU):
+            setattr(module, name, InPlaceGELU())
     block.mixer = FusedMixer(block.mixer)
 
 

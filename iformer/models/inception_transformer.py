@@ -60,7 +60,7 @@ def recompute(function: Callable[..., Tensor], *args: Tensor, random: bool) -> T
 
 
 class MaxPoolBranch(nn.Module):
-    """High-frequency mixer, max-pooling half: Eq. 1, ``Y_h1 = FC(MaxPool(X_h1))``, then GELU.
+    """High-frequency mixer, max-pooling half: Eq. 1, ``Y_h1 = FC(MaxPool(X_h1))``.
 
     ``(N, H, W, C)`` -> ``(N, H, W, 2C)``.
     """
@@ -69,18 +69,13 @@ class MaxPoolBranch(nn.Module):
         super().__init__()
         self.pool = nn.MaxPool2d(3, stride=1, padding=1)
         self.fc = nn.Linear(dim, 2 * dim, device=device, dtype=dtype)
-        self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.filter(x))
-
-    def filter(self, x: Tensor) -> Tensor:
-        """Eq. 1."""
         return self.fc(self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class ConvBranch(nn.Module):
-    """High-frequency mixer, convolution half: Eq. 2, ``Y_h2 = DwConv(FC(X_h2))``, then GELU.
+    """High-frequency mixer, convolution half: Eq. 2, ``Y_h2 = DwConv(FC(X_h2))``.
 
     ``(N, H, W, C)`` -> ``(N, H, W, 2C)``.
     """
@@ -89,13 +84,8 @@ class ConvBranch(nn.Module):
         super().__init__()
         self.fc = nn.Linear(dim, 2 * dim, bias=False, device=device, dtype=dtype)
         self.conv = depthwise_conv(2 * dim, device=device, dtype=dtype)
-        self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.filter(x))
-
-    def filter(self, x: Tensor) -> Tensor:
-        """Eq. 2."""
         return self.conv(self.fc(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -154,7 +144,8 @@ class AttentionBranch(nn.Module):
 class InceptionMixer(nn.Module):
     """Inception token mixer: Section 3.2, Eqs. 3 and 4.
 
-    Splits the channels between convolution, max-pooling and self-attention and fuses what they return.
+    Splits the channels between convolution, max-pooling and self-attention and fuses what they return, the first two
+    after a GELU. In training what fuses them is computed again in the backward pass, because it is cheap and wide.
     ``(N, H, W, C)`` -> ``(N, H, W, C)``.
 
     Args:
@@ -191,51 +182,33 @@ class InceptionMixer(nn.Module):
         self.conv_branch = ConvBranch(conv, **dd) if conv else None
         self.pool_branch = MaxPoolBranch(high - conv, **dd) if high - conv else None
         self.attn_branch = AttentionBranch(low, attention_heads, pool_stride, attn_drop, **dd) if low else None
+        self.conv_act = nn.GELU()
+        self.pool_act = nn.GELU()
         self.fusion = depthwise_conv(fused, **dd)
         self.proj = nn.Linear(fused, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and not torch.jit.is_scripting():
-            return self._forward_keeping_less(x)
-        return self.project(self.mix(x))
-
-    def mix(self, x: Tensor) -> Tensor:
-        """Eq. 3: what the branches make of their channels, side by side."""
-        x_conv, x_pool, x_attn = x.split(self.split_dims, dim=-1)
-        branches = []
+        conv, pool, attn = x.split(self.split_dims, dim=-1)  # no channels where there is no branch
         if self.conv_branch is not None:
-            branches.append(self.conv_branch(x_conv))
+            conv = self.conv_branch(conv)
         if self.pool_branch is not None:
-            branches.append(self.pool_branch(x_pool))
-        if self.attn_branch is not None:
-            branches.append(self.attn_branch(x_attn))
-        return torch.cat(branches, dim=-1)
-
-    def project(self, y: Tensor) -> Tensor:
-        """Eq. 4."""
-        y = y + self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.proj_drop(self.proj(y))
-
-    @torch.jit.ignore
-    def _forward_keeping_less(self, x: Tensor) -> Tensor:
-        """The same for training, where GELUs and fusion convolution, cheap but wide, are computed again."""
-        conv, pool, attn = x.split(self.split_dims, dim=-1)  # where there is no branch, it has no channels
-        if self.conv_branch is not None:
-            conv = self.conv_branch.filter(conv)
-        if self.pool_branch is not None:
-            pool = self.pool_branch.filter(pool)
+            pool = self.pool_branch(pool)
         if self.attn_branch is not None:
             attn = self.attn_branch(attn)
+        if self.training and not torch.jit.is_scripting():
+            return recompute(self.project, conv, pool, attn, random=self.proj_drop.p > 0)
+        return self.project(conv, pool, attn)
 
-        def activate_and_project(conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
-            if self.conv_branch is not None:
-                conv = self.conv_branch.act(conv)
-            if self.pool_branch is not None:
-                pool = self.pool_branch.act(pool)
-            return self.project(torch.cat((conv, pool, attn), dim=-1))
+    def mix(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
+        """Eq. 3: what the branches make of their channels, side by side."""
+        return torch.cat((self.conv_act(conv), self.pool_act(pool), attn), dim=-1)
 
-        return recompute(activate_and_project, conv, pool, attn, random=self.proj_drop.p > 0)
+    def project(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
+        """Eqs. 3 and 4."""
+        y = self.mix(conv, pool, attn)
+        y = y + self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj_drop(self.proj(y))
 
 
 class FeedForward(Mlp):
