@@ -52,7 +52,7 @@ def chosen_variants() -> list[Variant]:
         *combinations([OURS], ["onnxruntime", "openvino"], ["fp32", "bf16", "int8"]),
         *combinations(PEERS, ["openvino"], ["fp32"]),
         *combinations([OURS], ["fused"], ["fp32"], [8]),
-        *combinations([OURS], ["openvino"], ["fp32", "bf16"], [8]),
+        *combinations([OURS], ["openvino"], ["fp32", "bf16", "int8"], [8]),
     ]
 
 
