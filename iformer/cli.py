@@ -304,7 +304,7 @@ def export(
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Take any batch size, height and width.")] = False,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="By default the model's name.")] = None,
     images: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Images to check with and to calibrate int8 (up to 300).")
+        Path | None, typer.Option(metavar="FOLDER", help="Images to check with and to calibrate int8 on.")
     ] = None,
     labelled: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Class folders: measure the accuracy before and after.")

@@ -33,7 +33,7 @@ def channels_first(model: nn.Module) -> Any:
         for name, child in module.named_children():
             if isinstance(child, InceptionStage):
                 setattr(module, name, ChannelsFirstStage(child))
-    return model
+    return model.eval()
 
 
 class ChannelsFirstStage(nn.Module):

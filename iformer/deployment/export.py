@@ -28,7 +28,7 @@ from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
 from iformer.deployment.fuse import fuse
 from iformer.deployment.quantize import quantize_onnx, quantize_openvino
-from iformer.models.inception_transformer import InceptionTransformer
+from iformer.models.inception_transformer import InceptionStage
 from iformer.training.images import read_image
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -185,7 +185,7 @@ def trace(model: nn.Module, example: Tensor, dynamic: bool = False) -> ExportedP
 def prepare(model: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
     """The fused model, with position embeddings for the size of ``example`` unless ``dynamic``; other models fused."""
     height, width = example.shape[2:]
-    fixed = not dynamic and any(isinstance(module, InceptionTransformer) for module in model.modules())
+    fixed = not dynamic and any(isinstance(module, InceptionStage) for module in model.modules())
     return fuse(model, (height, width) if fixed else None)
 
 

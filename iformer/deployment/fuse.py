@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm, LayerScale, to_2tuple
 from timm.models import reparameterize_model
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from iformer.models.inception_transformer import (
     Downsample,
     InceptionBlock,
     InceptionMixer,
-    InceptionTransformer,
+    InceptionStage,
     MaxPoolBranch,
     Stem,
 )
@@ -32,7 +33,8 @@ def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Any:
     - a block's LayerNorm keeps its statistics only; its scale and shift go into the linear layers behind it,
     - LayerScale goes into the projection before it,
     - the identity around the fusion convolution goes into that convolution's centre tap,
-    - GELUs overwrite what they take: those of the feed-forward networks take the largest maps that there are.
+    - where no gradients are recorded, GELUs overwrite what they take, for the largest maps are theirs. To look at what
+      comes before a GELU, by hooks or feature extraction, take the original.
 
     The last LayerNorm, outside the blocks, stays as it is: its output is what ``forward_features`` returns.
 
@@ -50,27 +52,21 @@ def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Any:
     Raises:
         ValueError: ``size`` is given for a model without an iFormer.
     """
-    fused = reparameterize_model(model).eval().requires_grad_(False)
-    networks = [module for module in fused.modules() if isinstance(module, InceptionTransformer)]
+    fused = reparameterize_model(model).requires_grad_(False)
     if size is not None:
-        if not networks:
-            raise ValueError(
-                f"size: {type(model).__name__} holds no iFormer whose position embeddings could be resized"
-            )
-        for network in networks:
-            network.set_input_size(to_2tuple(size))
+        _fix_size(fused, to_2tuple(size))
     for module in fused.modules():  # all of them: a backbone may be taken apart into its stages
         if type(module) in _FUSE:
             _FUSE[type(module)](module)
-    return fused
+    return fused.eval()
 
 
 class InPlaceGELU(nn.Module):
-    """GELU, over its input. ``(...)`` -> ``(...)``."""
+    """GELU, over its input where no gradients are recorded. ``(...)`` -> ``(...)``."""
 
     def forward(self, x: Tensor) -> Tensor:
         """What ``nn.GELU`` returns."""
-        return torch.ops.aten.gelu_(x)
+        return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 class FusedMixer(InceptionMixer):
@@ -85,13 +81,26 @@ class FusedMixer(InceptionMixer):
         for name, module in mixer.named_children():
             setattr(self, name, module)
         self.conv_branch, self.pool_branch, self.attn_branch = mixer.conv_branch, mixer.pool_branch, mixer.attn_branch
+        self.conv_act, self.pool_act = mixer.conv_act, mixer.pool_act  # which may be one module
         self.fusion.weight[:, :, 1, 1] += 1
-        self.eval()
 
     def project(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
         """Eqs. 3 and 4, the latter's sum included in the convolution."""
         y = self.mix(conv, pool, attn)
         return self.proj(self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+def _fix_size(model: nn.Module, size: tuple[int, int]) -> None:
+    """Resize the position embeddings of an iFormer, which may have been taken apart, for images of ``size``."""
+    stages = [module for module in model.modules() if isinstance(module, InceptionStage)]
+    if not stages:
+        raise ValueError(f"size: {type(model).__name__} holds no iFormer whose position embeddings could be resized")
+    for module in model.modules():  # in the order in which they run
+        if isinstance(module, Stem):
+            stride = module.conv1.stride[0] * module.conv2.stride[0]
+        elif isinstance(module, InceptionStage):
+            stride *= 2 if isinstance(module.downsample, Downsample) else 1
+            module.set_size((-(-size[0] // stride), -(-size[1] // stride)))
 
 
 def _fuse_stem(stem: Stem) -> None:
@@ -115,7 +124,8 @@ def _fuse_block(block: Any) -> None:
             _scale_outputs(projection, layer_scale.gamma)
             setattr(block, name, nn.Identity())
     for module, name in ((block.mixer, "conv_act"), (block.mixer, "pool_act"), (block.mlp, "act")):
-        if isinstance(getattr(module, name), nn.GELU):
+        act = getattr(module, name)
+        if type(act) is nn.GELU and act.approximate == "none":
             setattr(module, name, InPlaceGELU())
     block.mixer = FusedMixer(block.mixer)
 

@@ -45,8 +45,12 @@ def quantize_openvino(graph: Any, batches: Sequence[Tensor]) -> Any:
 def quantize_onnx(file: Path, batches: Sequence[Tensor]) -> None:
     """Replace an ONNX file by one in int8 (QDQ), calibrated on batches of images such as it takes."""
     tools = engines.require("onnxruntime.quantization")
-    nodes = engines.require("onnx").load(file).graph.node
-    depthwise = [node.name for node in nodes if any(part.name == "group" and part.i > 1 for part in node.attribute)]
+    graph = engines.require("onnx").load(file).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    depthwise = [
+        node.name for node in graph.node if any(part.name == "group" and part.i > 1 for part in node.attribute)
+    ]
+    attention = [node.name for node in graph.node if node.op_type == "MatMul" and not weights & set(node.input)]
 
     class Reader(tools.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -61,7 +65,7 @@ def quantize_onnx(file: Path, batches: Sequence[Tensor]) -> None:
         file,
         Reader(),
         op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-        nodes_to_exclude=depthwise,
+        nodes_to_exclude=depthwise + attention,
         activation_type=tools.QuantType.QUInt8,
         weight_type=tools.QuantType.QInt8,
         per_channel=True,

@@ -110,8 +110,10 @@ def _segmenter(folder: Path, config: dict[str, Any], size: tuple[int, int] | Non
     """A segmenter that says about itself what timm's models do."""
     model: Any = segmentation.load(folder, config)[0]
     size = size or config.get("crop")
-    if not size or min(size) < 1:
-        raise ValueError(f"size is {size}, expected the height and width of the images (--size 360 480)")
+    if not size:
+        raise ValueError(f"{folder}: names no size, expected the images' height and width (--size 360 480)")
+    if min(size) < 1:
+        raise ValueError(f"size is {size}, expected the images' height and width (--size 360 480)")
     network = config["network"]
     model.pretrained_cfg = {
         "architecture": f"{network['architecture']}_{network['backbone']}",

@@ -344,6 +344,12 @@ class InceptionStage(nn.Module):
             x = self.blocks(x)
         return x.permute(0, 3, 1, 2)
 
+    @torch.jit.ignore
+    def set_size(self, size: tuple[int, int]) -> None:
+        """Resize the position embedding for maps of ``size`` (height, width)."""
+        pos_embed = resize_pos_embed(self.pos_embed.detach(), list(size)).contiguous()
+        self.pos_embed = nn.Parameter(pos_embed, requires_grad=self.pos_embed.requires_grad)
+
 
 class InceptionTransformer(nn.Module):
     """Inception Transformer: Fig. 2, a pyramid of four stages whose mixers follow a frequency ramp (Section 3.3).
@@ -504,8 +510,7 @@ class InceptionTransformer(nn.Module):
         """Resize the position embeddings for images of ``img_size`` pixels (height, width)."""
         sizes = self._stage_sizes(img_size, len(self.stages))
         for stage, size in zip(self._stages(), sizes, strict=True):
-            pos_embed = resize_pos_embed(stage.pos_embed.detach(), list(size)).contiguous()
-            stage.pos_embed = nn.Parameter(pos_embed, requires_grad=stage.pos_embed.requires_grad)
+            stage.set_size(size)
         update_model_input_size(self, img_size)
 
     @torch.jit.ignore

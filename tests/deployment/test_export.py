@@ -84,6 +84,14 @@ def test_every_format(model: nn.Module, images: Tensor, exported: Exported, kind
     assert again["relative_difference"] == pytest.approx(result["relative_difference"], abs=1e-6)
 
 
+def test_int8_leaves_attention_in_floating_point(exported: Exported) -> None:
+    graph = pytest.importorskip("onnx").load(exported("onnx", "int8")[0]).graph
+    source = {output: node.op_type for node in graph.node for output in node.output}
+    kinds = [(node.op_type, [source.get(name) for name in node.input]) for node in graph.node]
+    assert not any("DequantizeLinear" in inputs for kind, inputs in kinds if kind == "MatMul")
+    assert sum(inputs[:2] == 2 * ["DequantizeLinear"] for kind, inputs in kinds if kind in ("Conv", "Gemm")) > 20
+
+
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_any_size(model: nn.Module, images: Tensor, tmp_path: Path, kind: str) -> None:
     file = tmp_path / f"nano{engines.FORMATS[kind]}"

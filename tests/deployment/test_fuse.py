@@ -13,7 +13,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from iformer.deployment.channels_first import channels_first
 from iformer.deployment.fuse import FusedMixer, fuse
-from iformer.models.inception_transformer import InceptionTransformer
+from iformer.models.inception_transformer import InceptionMixer, InceptionStage, InceptionTransformer
 from iformer.models.presets import PRESETS
 from tests.models.conftest import _seed_and_threads, draw, tiny  # noqa: F401  (fixtures)
 
@@ -115,6 +115,45 @@ def test_fixed_size(tiny: Tiny, size: int | tuple[int, int]) -> None:  # noqa: F
     fused = fuse(model, size)
     agree(fused(images), model(images))
     assert fused.stages[0].pos_embed.shape == (-(-height // 4), -(-width // 4), 16)
+
+
+def test_fixed_size_of_a_backbone(tiny: Tiny) -> None:  # noqa: F811
+    model = tiny(features_only=True, out_indices=(1, 2))
+    images = torch.randn(1, 3, 65, 90)
+    fused = fuse(model, (65, 90))
+    for one, other in zip(fused(images), model(images), strict=True):
+        agree(one, other)
+    shapes = [module.pos_embed.shape[:2] for module in operations(fused, InceptionStage)]
+    assert shapes == [(17, 23), (9, 12), (5, 6)]
+
+
+@pytest.mark.parametrize("conv_ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("attention_heads", [(0, 0, 0, 0, 0), (1, 2, 2, 3, 3), (2, 4, 4, 4, 4)])
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_of_the_images(
+    tiny: Tiny,  # noqa: F811
+    attention_heads: tuple[int, ...],
+    conv_ratio: float,
+    training: bool,
+) -> None:
+    model = tiny(attention_heads=attention_heads, conv_ratio=conv_ratio)
+    images = torch.randn(1, 3, 64, 64, requires_grad=True)
+    fused = fuse(model).train(training)
+    with torch.enable_grad():
+        (one,) = torch.autograd.grad(fused(images).square().sum(), images)
+        (other,) = torch.autograd.grad(model(images).square().sum(), images)
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.GELU("tanh")])
+def test_other_activations_stay(tiny: Tiny, act: nn.Module) -> None:  # noqa: F811
+    model = tiny()
+    for mixer in operations(model, InceptionMixer):
+        mixer.conv_act = mixer.pool_act = act
+    images = torch.randn(1, 3, 64, 64)
+    fused = fuse(model)
+    agree(fused(images), model(images))
+    agree(channels_first(fused)(images), model(images))
 
 
 def test_fuses_once(tiny: Tiny) -> None:  # noqa: F811

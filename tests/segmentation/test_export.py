@@ -83,6 +83,11 @@ def test_any_size(architecture: str, kind: str, trained: Path, tmp_path: Path, m
     check(file, trained / architecture, (1, 3, *SIZE), (2, 3, 51, 97), (1, 3, 32, 32))  # last a map of a single pixel
 
 
+def test_a_coarsest_map_of_one_pixel(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--format", "openvino", "--output", tmp_path / "file.xml", "--size", 32, 32)
+    assert not export(monkeypatch, trained / "semantic_fpn", *options)
+
+
 def test_the_files_user_is_told_what_predict_knows(trained: Path) -> None:
     about = metadata(load(str(trained / "upernet")), "fp32")
     told = {key: json.loads(about[key]) for key in ("class_names", "palette", "preprocessing")}
@@ -116,7 +121,7 @@ def test_the_documents_example_segments_as_predict_does(
     ("architecture", "options", "message"),
     [
         ("semantic_fpn", ("--labelled", "."), "labelled: accuracy is measured of classifiers only"),
-        ("semantic_fpn", ("--size", "0", "64"), "size is (0, 64), expected the height and width of the images"),
+        ("semantic_fpn", ("--size", "0", "64"), "size is (0, 64), expected the images' height and width"),
         ("semantic_fpn", ("--precision", "int8"), "needs images to calibrate on"),
         ("semantic_fpn", ("--images", "nowhere"), "nowhere: no such file or folder"),
         ("upernet", ("--dynamic",), "the model pools to a grid, which ONNX has for known sizes only"),
@@ -150,6 +155,6 @@ def test_a_checkpoint_that_names_no_crop_needs_a_size(trained: Path, tmp_path: P
     config = json.loads((folder / "config.json").read_text())
     del config["crop"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="size is None, expected the height and width"):
+    with pytest.raises(ValueError, match="names no size, expected the images' height and width"):
         load(str(folder))
     assert load(str(folder), size=SIZE).pretrained_cfg["input_size"] == (3, *SIZE)
