@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from timm.layers import LayerNorm2d, freeze_batch_norm_2d
-from timm.models import is_model_in_modules
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -16,13 +15,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from iformer.models import checkpoint
+from iformer.models.backbone import feature_maps, refusal
 
 LEVELS = ("0", "1", "2", "3")  # of the pyramid; the fifth, "pool", is for proposals only
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # of the anchors, height over width
-
-# timm's models that hold to one image size, but need not.
-SIZED = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
 
 
 class PyramidBackbone(nn.Module):
@@ -176,21 +172,13 @@ def _features(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> A
     Raises:
         ValueError: The backbone has no such maps, or wants images of certain sizes.
     """
-    if is_model_in_modules(name, SIZED):
-        arguments = {"strict_img_size": False, **arguments}
-    extraction = {"features_only": True, "feature_cls": "getter", "out_indices": (-4, -3, -2, -1)}
-    features = checkpoint.create(name, pretrained, **extraction, **arguments)
+    features = feature_maps(name, pretrained, feature_cls="getter", **arguments)
     strides = features.feature_info.reduction()
     if [stride * 8 // strides[0] for stride in strides] != [8, 16, 32, 64]:
         raise ValueError(f"backbone: {name} has maps of stride {strides}, expected four that double")
-    training = features.training
-    try:
-        with torch.no_grad():
-            features.eval()(torch.zeros(1, 3, 64, 96, device=next(features.parameters()).device))
-    except (RuntimeError, AssertionError) as error:
-        message = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"backbone: {name} takes images of certain sizes only, expected any ({message})") from error
-    return features.train(training)
+    if message := refusal(features, 64, 96):
+        raise ValueError(f"backbone: {name} takes images of certain sizes only, expected any ({message})")
+    return features
 
 
 def _anchors(strides: Sequence[int], scale: int) -> AnchorGenerator:

@@ -5,16 +5,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import torch
 import torch.nn.functional as F
-from timm.models import is_model_in_modules
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
-from iformer.models import checkpoint
-
-# timm's models that hold to one size, but need not.
-SIZED = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
+from iformer.models.backbone import feature_maps, refusal
 
 Architecture = Literal["semantic_fpn", "upernet"]
 
@@ -169,20 +164,13 @@ def _features(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> A
     Raises:
         ValueError: The backbone has no such maps, or wants images of certain sizes.
     """
-    if is_model_in_modules(name, SIZED):
-        arguments = {"strict_img_size": False, **arguments}
-    features = checkpoint.create(name, pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **arguments)
+    features = feature_maps(name, pretrained, **arguments)
     strides = features.feature_info.reduction()
     if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
         raise ValueError(f"{name}: feature maps of strides {strides}, expected four, each twice the one before")
     for module in features.modules():
         if hasattr(module, "dynamic_img_pad"):  # a patch embedding, which takes multiples of its patches only
             module.dynamic_img_pad = True
-    training = features.training
-    try:
-        with torch.no_grad():
-            features.eval()(torch.zeros(1, 3, 33, 67, device=next(features.parameters()).device))
-    except (RuntimeError, AssertionError) as error:
-        message = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name}: takes images of certain sizes only, expected any size ({message})") from error
-    return features.train(training)
+    if message := refusal(features, 33, 67):
+        raise ValueError(f"{name}: takes images of certain sizes only, expected any size ({message})")
+    return features
