@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import record
+from iformer.common.provenance import provenance
 from iformer.detection.task import DetectionTask
-from iformer.training.provenance import provenance
 
 HEIGHT, WIDTH, OBJECTS, TARGET_GIB = 800, 1280, 20, 8.0
 

@@ -23,8 +23,8 @@ from rich.table import Table
 
 from benchmarks import record
 from iformer.classification.data import ImageData
-from iformer.training.images import find_images, read_image
-from iformer.training.provenance import provenance
+from iformer.common.images import find_images, read_image
+from iformer.common.provenance import provenance
 from iformer.training.resumable import seed_from
 
 # Supplement to the paper: the transforms of iFormer's training on ImageNet-1K. Mixup and CutMix are the task's.

@@ -2,7 +2,7 @@
 
 Eager, feature maps as contiguous NCHW in the mixer, a copy at each split of channels, the attention matrix built, every
 residual, scale and activation an operation of its own. Parameters have the names of the authors' release, so that
-:func:`iformer.models.official_checkpoint.convert` puts the same weights into our model.
+:func:`iformer.models.released.convert` puts the same weights into our model.
 """
 
 import torch

@@ -20,10 +20,10 @@ from torch import nn
 
 from benchmarks import record
 from benchmarks.naive_iformer import NaiveIFormer
-from iformer.deployment import benchmark_page
-from iformer.deployment.benchmark import combinations, run
-from iformer.deployment.variants import Variant
-from iformer.deployment.worker import Worker
+from iformer.benchmark import page as benchmark_page
+from iformer.benchmark.rounds import combinations, run
+from iformer.benchmark.variants import Variant
+from iformer.benchmark.worker import Worker
 
 NAIVE = "benchmarks.naive_iformer:NaiveIFormer"
 OURS = "iformer_small"

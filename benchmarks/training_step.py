@@ -30,8 +30,8 @@ from torch import nn
 import iformer  # noqa: F401  (registers the models)
 from benchmarks import record
 from benchmarks.naive_iformer import NaiveIFormer
-from iformer.models.official_checkpoint import convert
-from iformer.training.provenance import provenance
+from iformer.common.provenance import provenance
+from iformer.models.released import convert
 
 PRECISIONS = ("float32", "bfloat16")
 TARGETS = {"speed": ">= 1.4", "peak_memory": "<= 0.75", "added_memory": ""}

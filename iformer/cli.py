@@ -133,8 +133,8 @@ def predict(
 
     Unreadable files in folders are reported and passed over.
     """
-    from iformer.models.checkpoint import find, load
-    from iformer.training.images import find_images
+    from iformer.common.images import find_images
+    from iformer.models.saved import find, load
 
     folder, config = find(checkpoint)
     document: Any
@@ -199,9 +199,9 @@ def analyze(
     """Draw what models see: spectra of layers and branches (Figs. 1, 4), Grad-CAM (Fig. 5), receptive fields."""
     from rich.table import Table
 
-    from iformer.analysis import analyze as analysis
-    from iformer.analysis import subjects
-    from iformer.training.images import find_images
+    from iformer.common.images import find_images
+    from iformer.frequency import analyze as analysis
+    from iformer.frequency import subjects
 
     if not model and checkpoint is None:
         raise typer.BadParameter("--model or --checkpoint must say which model.")
@@ -237,7 +237,7 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Rewrite a released checkpoint as safetensors for today's timm, without running code from it."""
-    from iformer.models.checkpoint import convert_official
+    from iformer.models.saved import convert_official
 
     preset = convert_official(released, out)
     if as_json:
@@ -255,7 +255,7 @@ def list_models(as_json: Json = False) -> None:
     """List the models: image size, parameters, multiply-adds and frequency ramp."""
     from rich.console import Console
 
-    from iformer.analysis import listing
+    from iformer.paper import listing
 
     with Console(stderr=True).status("Measuring..."):
         found = listing.presets()
@@ -275,8 +275,9 @@ def tables(
     """Print the paper's tables beside what is measured now: parameters and multiply-adds of real models."""
     from rich.console import Console
 
-    from iformer.analysis import figure_1c, tables_page
-    from iformer.analysis import tables as measurement
+    from iformer.paper import figure_1c
+    from iformer.paper import page as tables_page
+    from iformer.paper import tables as measurement
 
     if (figure is not None) + markdown + as_json > 1:
         raise typer.BadParameter("--figure, --markdown and --json exclude each other.")
@@ -339,10 +340,10 @@ def export(
 
 
 def _export_detector(checkpoint: str, output: Path | None, images: Path | None, as_json: bool) -> None:
+    from iformer.common.images import find_images
     from iformer.deployment.engines import require
     from iformer.detection.export import export_onnx
-    from iformer.models.checkpoint import find
-    from iformer.training.images import find_images
+    from iformer.models.saved import find
 
     for package in ("onnx", "onnxruntime"):
         require(package)
@@ -378,8 +379,8 @@ def benchmark(
     as_json: Json = False,
 ) -> None:
     """Measure models side by side: latency, throughput, memory, share of the matrix-multiply peak."""
-    from iformer.deployment import benchmark as measurement
-    from iformer.deployment import benchmark_page
+    from iformer.benchmark import page as benchmark_page
+    from iformer.benchmark import rounds as measurement
 
     chosen = measurement.combinations(
         model or ["iformer_small"], engines.split(","), precisions.split(","), batch or [1], size, device

@@ -20,13 +20,14 @@ from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from iformer.analysis import frequency_figures, report
-from iformer.analysis.analyze import explain
-from iformer.analysis.measurement import measure
-from iformer.analysis.subjects import open_subject
 from iformer.classification.fashion_mnist import FashionMNISTData
 from iformer.classification.task import ClassificationTask
-from iformer.models import checkpoint
+from iformer.common import pages, plotting
+from iformer.frequency import figures as frequency_figures
+from iformer.frequency.analyze import explain
+from iformer.frequency.measurement import measure
+from iformer.frequency.subjects import open_subject
+from iformer.models import saved
 from iformer.training.callbacks import ImagesPerSecond, progress_bar
 from iformer.training.optimization import AdamWCosine
 
@@ -80,7 +81,7 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
     )
     started = time.perf_counter()
     completed = _fit(trainer, task, data)
-    checkpoint.save(model, output, data.class_names, **data.data_config)
+    saved.save(model, output, data.class_names, **data.data_config)
     probabilities = torch.cat(trainer.predict(task, data.test_dataloader()))  # type: ignore[arg-type]
     images, labels = data.test
     summary = {
@@ -104,9 +105,9 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     confusion = multiclass_confusion_matrix(probabilities, labels, len(data.class_names))
     figures = {
-        "Training curve": report.training_curve(output / "metrics.csv"),
-        "Confusion matrix": report.confusion_matrix(confusion.numpy(), data.class_names),
-        "Right predictions, and the most confident wrong ones": report.prediction_grid(
+        "Training curve": plotting.training_curve(output / "metrics.csv"),
+        "Confusion matrix": plotting.confusion_matrix(confusion.numpy(), data.class_names),
+        "Right predictions, and the most confident wrong ones": plotting.prediction_grid(
             images[:, 0].numpy(), labels.numpy(), probabilities.numpy(), data.class_names
         ),
     }
@@ -114,7 +115,7 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
     figures |= _what_it_sees(output, data)
     for name, figure in zip(names, figures.values(), strict=True):
         figure.savefig(output / f"{name}.png", dpi=160)
-    report.write_report(
+    pages.write_report(
         output / "report.html",
         title=f"{MODEL} on Fashion-MNIST: {summary['accuracy']:.2%} of {len(labels):,} test images right",
         note="" if completed else "The training was interrupted; these are the results of what it had reached.",

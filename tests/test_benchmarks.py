@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks import input_pipeline
 from benchmarks.naive_iformer import NaiveIFormer
-from iformer.models.official_checkpoint import convert, rename
+from iformer.models.released import convert, rename
 
 
 def test_the_naive_model_computes_what_ours_does() -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from timm.data import create_transform, resolve_input_data_config
 
-from iformer.training.images import UnreadableImageError, read_image
+from iformer.common.images import UnreadableImageError, read_image
 
 
 @torch.inference_mode()

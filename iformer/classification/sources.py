@@ -21,7 +21,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from iformer.training.images import EXTENSIONS, UnreadableImageError, decode_image
+from iformer.common.images import EXTENSIONS, UnreadableImageError, decode_image
 from iformer.training.resumable import seed_from
 
 SPLITS = {

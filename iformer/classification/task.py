@@ -15,7 +15,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from iformer.models import checkpoint
+from iformer.models import saved
 from iformer.training.optimization import AdamWCosine
 from iformer.training.task import Task
 
@@ -63,7 +63,7 @@ class ClassificationTask(Task):
         confusion: bool = False,
     ) -> None:
         super().__init__()
-        self.model: Any = checkpoint.create(model, pretrained, num_classes=num_classes, **(model_args or {}))
+        self.model: Any = saved.create(model, pretrained, num_classes=num_classes, **(model_args or {}))
         self.model.set_grad_checkpointing(grad_checkpointing)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
@@ -74,7 +74,7 @@ class ClassificationTask(Task):
         if mixup or cutmix:
             self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
         self.label_smoothing = label_smoothing
-        self._fresh = partial(checkpoint.create, model, num_classes=num_classes, **(model_args or {}))
+        self._fresh = partial(saved.create, model, num_classes=num_classes, **(model_args or {}))
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
         self.confusion_matrix = MulticlassConfusionMatrix(num_classes)
@@ -170,7 +170,7 @@ class ClassificationTask(Task):
             )
 
     def export(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the model for ``iformer predict`` and timm into ``folder``, see :func:`iformer.models.checkpoint.save`.
+        """Write the model for ``iformer predict`` and timm into ``folder``, see :func:`iformer.models.saved.save`.
 
         Args:
             folder: Of the run.
@@ -182,7 +182,7 @@ class ClassificationTask(Task):
             prefix = "model."
             model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
         names = self._of_data("class_names") or [f"class {i}" for i in range(self.num_classes)]
-        checkpoint.save(model, folder, names, **(self._of_data("data_config") or {}))
+        saved.save(model, folder, names, **(self._of_data("data_config") or {}))
 
 
 def per_class(matrix: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -24,12 +24,12 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from iformer.common.images import read_image
 from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
 from iformer.deployment.fuse import fuse
 from iformer.deployment.quantize import quantize_onnx, quantize_openvino
 from iformer.models.inception_transformer import InceptionStage
-from iformer.training.images import read_image
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -9,13 +9,13 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from iformer.common.images import find_images
+from iformer.common.provenance import provenance
 from iformer.deployment import engines
 from iformer.deployment.export import export, load_images, require_offered
 from iformer.deployment.quantize import Batches, top1
-from iformer.models import checkpoint
+from iformer.models import saved
 from iformer.segmentation import predict as segmentation
-from iformer.training.images import find_images
-from iformer.training.provenance import provenance
 
 MOST_IMAGES = {"classification": 300, "segmentation": 30}
 """Images to check with and to calibrate on: more change the scales no longer. Scenes hold more than photographs do."""
@@ -94,16 +94,16 @@ def ship(
 
 def task_of(name: str) -> str:
     """What a model is for: classification, detection or segmentation; see :func:`load`."""
-    return checkpoint.find(name)[1]["task"] if Path(name).exists() else "classification"
+    return saved.find(name)[1]["task"] if Path(name).exists() else "classification"
 
 
 def load(name: str, weights: str = "released", size: tuple[int, int] | None = None) -> Any:
     """A model by timm's name, or from the folder of a trained one, in evaluation mode."""
     if not Path(name).exists():
         pretrained = {"released": True, "random": False}.get(weights, weights)
-        return checkpoint.create(name, pretrained).eval()
-    folder, config = checkpoint.find(name)
-    return _segmenter(folder, config, size) if config["task"] == "segmentation" else checkpoint.load(name)
+        return saved.create(name, pretrained).eval()
+    folder, config = saved.find(name)
+    return _segmenter(folder, config, size) if config["task"] == "segmentation" else saved.load(name)
 
 
 def _segmenter(folder: Path, config: dict[str, Any], size: tuple[int, int] | None) -> Any:

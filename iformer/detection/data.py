@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from iformer.common.images import UnreadableImageError, read_image
 from iformer.detection.annotations import Annotations, read, targets
-from iformer.training.images import UnreadableImageError, read_image
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
 from iformer.training.workers import leave_signals_to_the_run
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from iformer.common.images import read_image
 from iformer.detection.model import Detector
 from iformer.detection.predict import load
-from iformer.training.images import read_image
 
 OUTPUTS = ("boxes", "labels", "scores", "masks")
 
@@ -34,7 +34,7 @@ def export_onnx(folder: Path, config: dict[str, Any], file: Path, images: Sequen
 
     Args:
         folder: Of the checkpoint.
-        config: Its ``config.json``, see :func:`iformer.models.checkpoint.find`.
+        config: Its ``config.json``, see :func:`iformer.models.saved.find`.
         file: To write, ``.onnx``.
         images: Files to check it with, which should show what it detects; a photograph if there are none.
 

@@ -12,10 +12,10 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from iformer.common.images import UnreadableImageError, read_image
 from iformer.detection.model import Detector, mask_rcnn
 from iformer.detection.pictures import draw
-from iformer.models import checkpoint
-from iformer.training.images import UnreadableImageError, read_image
+from iformer.models import saved
 
 
 def load(folder: Path, config: dict[str, Any]) -> Detector:
@@ -23,7 +23,7 @@ def load(folder: Path, config: dict[str, Any]) -> Detector:
 
     Args:
         folder: Of the checkpoint.
-        config: Its ``config.json``, see :func:`iformer.models.checkpoint.find`.
+        config: Its ``config.json``, see :func:`iformer.models.saved.find`.
 
     Raises:
         ValueError: The checkpoint is damaged, or names another number of classes than its weights have.
@@ -35,7 +35,7 @@ def load(folder: Path, config: dict[str, Any]) -> Detector:
         model = mask_rcnn(**config["model"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: not a detector's ({error})") from error
-    checkpoint.load_assembled(model, folder)
+    saved.load_assembled(model, folder)
     return model
 
 
@@ -49,7 +49,7 @@ def detect(
 
     Args:
         folder: Of the checkpoint.
-        config: Its ``config.json``, see :func:`iformer.models.checkpoint.find`.
+        config: Its ``config.json``, see :func:`iformer.models.saved.find`.
         paths: Image files.
         output: Folder, made if it is not there.
         threshold: Least score of the objects that are drawn; the results hold all.

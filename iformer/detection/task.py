@@ -9,7 +9,7 @@ from torch import Tensor
 
 from iformer.detection.metrics import AveragePrecision
 from iformer.detection.model import mask_rcnn
-from iformer.models import checkpoint
+from iformer.models import saved
 from iformer.training.optimization import AdamWSteps
 from iformer.training.task import Task
 
@@ -124,7 +124,7 @@ class DetectionTask(Task):
             model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
         ids = self._of_data("category_ids") or range(1, self.num_classes + 1)
         config = {"model": self.architecture, "class_names": self._names(), "category_ids": list(ids)}
-        checkpoint.save_assembled(model, folder, "detection", config)
+        saved.save_assembled(model, folder, "detection", config)
 
     def _names(self) -> list[str]:
         return [str(name) for name in self._of_data("class_names") or range(1, self.num_classes + 1)]

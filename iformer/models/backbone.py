@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from timm.models import is_model_in_modules
 
-from iformer.models import checkpoint
+from iformer.models import saved
 
 # timm's models that hold to one image size, but need not.
 _SIZED = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
@@ -16,12 +16,12 @@ def feature_maps(name: str, pretrained: bool | str, **arguments: Any) -> Any:
 
     Args:
         name: timm's.
-        pretrained: See :func:`iformer.models.checkpoint.create`.
+        pretrained: See :func:`iformer.models.saved.create`.
         arguments: Of the model and of timm's ``features_only``.
     """
     if is_model_in_modules(name, _SIZED):
         arguments = {"strict_img_size": False, **arguments}
-    return checkpoint.create(name, pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **arguments)
+    return saved.create(name, pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **arguments)
 
 
 def refusal(features: Any, height: int, width: int) -> str:

@@ -11,7 +11,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from iformer.models.inception_transformer import InceptionTransformer
-from iformer.models.official_checkpoint import checkpoint_filter_fn
+from iformer.models.released import checkpoint_filter_fn
 
 SMALL: dict[str, Any] = {
     "depths": (3, 3, 9, 3),

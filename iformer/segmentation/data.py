@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 
+from iformer.common.images import UnreadableImageError, find_images, read_image
 from iformer.segmentation.transforms import IGNORE, EvaluationTransform, training_transform
-from iformer.training.images import UnreadableImageError, find_images, read_image
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
 from iformer.training.workers import leave_signals_to_the_run
 

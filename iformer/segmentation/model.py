@@ -116,7 +116,7 @@ def semantic_fpn(
         backbone: A timm model for images of any size with four feature maps or more, each of half the size of the one
             before it; the coarsest four are used.
         num_classes: Channels of the logits.
-        pretrained_backbone: See :func:`iformer.models.checkpoint.create`.
+        pretrained_backbone: See :func:`iformer.models.saved.create`.
         neck_channels: Of the feature pyramid.
         head_channels: Of the head.
         backbone_args: Of ``timm.create_model``, such as ``drop_path_rate``.

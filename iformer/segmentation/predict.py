@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import track
 from torchvision import tv_tensors
 
-from iformer.models import checkpoint
+from iformer.common.images import UnreadableImageError, read_image
+from iformer.models import saved
 from iformer.segmentation import inference, pictures
 from iformer.segmentation.model import Segmenter, build
 from iformer.segmentation.transforms import EvaluationTransform
-from iformer.training.images import UnreadableImageError, read_image
 
 KEYS = ("network", "resize", "mean", "std", "class_names", "palette", "window", "flip_test")
 
@@ -25,7 +25,7 @@ def load(folder: Path, config: dict[str, Any]) -> tuple[Segmenter, EvaluationTra
 
     Args:
         folder: Of the checkpoint.
-        config: Its ``config.json``, see :func:`iformer.models.checkpoint.find`.
+        config: Its ``config.json``, see :func:`iformer.models.saved.find`.
 
     Raises:
         ValueError: The checkpoint is damaged.
@@ -35,7 +35,7 @@ def load(folder: Path, config: dict[str, Any]) -> tuple[Segmenter, EvaluationTra
         model, transform = build(**network), EvaluationTransform(resize, mean, std)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'}: not a segmenter's ({error})") from error
-    checkpoint.load_assembled(model, folder)
+    saved.load_assembled(model, folder)
     return model, transform
 
 
@@ -48,7 +48,7 @@ def segment(folder: Path, config: dict[str, Any], paths: Sequence[Path], output:
 
     Args:
         folder: Of the checkpoint.
-        config: Its ``config.json``, see :func:`iformer.models.checkpoint.find`.
+        config: Its ``config.json``, see :func:`iformer.models.saved.find`.
         paths: Image files.
         output: Folder, made if it is not there.
 

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from iformer.models import checkpoint
+from iformer.models import saved
 from iformer.segmentation import inference, metrics, pictures
 from iformer.segmentation.model import Architecture, build
 from iformer.segmentation.transforms import IGNORE
@@ -166,7 +166,7 @@ class SegmentationTask(Task):
             model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
         settings = {"network": self.network_config, "window": self.window, "flip_test": self.flip_test}
         config = {**settings, **(self._of_data("data_config") or {})}
-        checkpoint.save_assembled(model, folder, "segmentation", config)
+        saved.save_assembled(model, folder, "segmentation", config)
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from iformer.common.provenance import provenance
 from iformer.training import checkpoints
 from iformer.training.callbacks import ImagesPerSecond, SharedBatchNorm, TrainingHealth, progress_bar
-from iformer.training.provenance import provenance
 from iformer.training.resumable import SeededSteps, run_seed
 
 RECIPES = Path(str(files("iformer"))) / "recipes"

@@ -13,8 +13,8 @@ from PIL import Image
 
 from iformer import cli
 from iformer.classification.predict import classify
-from iformer.models import checkpoint
-from iformer.training.images import find_images
+from iformer.common.images import find_images
+from iformer.models import saved
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def run(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> Callable[..., tuple[int, str, str]]:
     """``iformer predict ...``: exit status, standard output and error."""
-    checkpoint.save(model, tmp_path / "run", ["x", "y", "z"])
+    saved.save(model, tmp_path / "run", ["x", "y", "z"])
 
     def run(*arguments: object) -> tuple[int, str, str]:
         command = ["iformer", "predict", *map(str, arguments), "--checkpoint", str(tmp_path / "run")]

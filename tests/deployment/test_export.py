@@ -20,7 +20,7 @@ from iformer.cli import main
 from iformer.deployment import engines
 from iformer.deployment.export import compare, export, load_images
 from iformer.deployment.shipping import _samples
-from iformer.models import checkpoint
+from iformer.models import saved
 from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
 
 NAMES = ["cat", "dog", "frog"]
@@ -135,7 +135,7 @@ def command(*arguments: object) -> list[str]:
 @pytest.fixture(scope="module")
 def trained(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    checkpoint.save(model, folder, NAMES)
+    saved.save(model, folder, NAMES)
     return folder
 
 

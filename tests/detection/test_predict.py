@@ -16,7 +16,7 @@ from iformer.detection import export
 from iformer.detection.model import mask_rcnn
 from iformer.detection.pictures import draw
 from iformer.detection.predict import load
-from iformer.models import checkpoint
+from iformer.models import saved
 from tests.detection.conftest import MODEL
 
 CONFIG = {
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = mask_rcnn(**CONFIG["model"])
     torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
-    checkpoint.save_assembled(model, folder, "detection", CONFIG)
+    saved.save_assembled(model, folder, "detection", CONFIG)
     return folder
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iformer.models import checkpoint, official_checkpoint
+from iformer.models import released, saved
 from iformer.models.inception_transformer import InceptionTransformer
 
 Tiny = Callable[..., InceptionTransformer]
@@ -35,13 +35,13 @@ def assert_weights(model: nn.Module, expected: dict[str, Tensor]) -> None:
 
 @pytest.fixture(scope="session")
 def converted(released: dict[str, Tensor]) -> dict[str, Tensor]:
-    return official_checkpoint.convert(released)
+    return released.convert(released)
 
 
 @pytest.fixture(scope="session")
 def converted_file(released_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("converted") / "iformer_small.safetensors"
-    assert checkpoint.convert_official(released_file, path) == "iformer_small.sail_in1k"
+    assert saved.convert_official(released_file, path) == "iformer_small.sail_in1k"
     return path
 
 
@@ -51,7 +51,7 @@ def converted_file(released_file: Path, tmp_path_factory: pytest.TempPathFactory
 def test_conversion_loses_nothing(released: dict[str, Tensor], converted: dict[str, Tensor]) -> None:
     assert len(converted) == len(released)
     for key, value in released.items():
-        ours = converted[official_checkpoint.rename(key)]
+        ours = converted[released.rename(key)]
         torch.testing.assert_close(ours.flatten(), value.flatten(), rtol=0, atol=0)
     shapes = {key: value.shape for key, value in timm.create_model("iformer_small", device="meta").state_dict().items()}
     assert {key: value.shape for key, value in converted.items()} == shapes
@@ -111,7 +111,7 @@ def test_wrapped_files(tiny: Tiny, tmp_path: Path, wrap: Callable[[dict[str, Ten
     model = tiny()
     path = tmp_path / "checkpoint.pth"
     torch.save(wrap(model.state_dict()), path)
-    assert official_checkpoint.load(path).keys() == model.state_dict().keys()
+    assert released.load(path).keys() == model.state_dict().keys()
     overlay = {"file": str(path), "num_classes": 7}
     assert_weights(tiny(pretrained=True, pretrained_cfg_overlay=overlay), model.state_dict())
 
@@ -226,7 +226,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it lacks 371 of its tensors, stem.conv1.weight first"):
         from_file(path)
     with pytest.raises(ValueError, match="not a checkpoint of the iFormer release"):
-        checkpoint.convert_official(path, tmp_path / "out.safetensors")
+        saved.convert_official(path, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -257,7 +257,7 @@ def test_hostile_pickle(tmp_path: Path, tiny: Tiny, save: Callable[[Any, Path], 
     trap, path = tmp_path / "trap", tmp_path / "hostile.pth"
     save({"state_dict": tiny().state_dict(), "extra": RunsCode(trap)}, path)
     with pytest.raises(ValueError, match=r"hostile.pth: refused, it is not a plain file of tensors"):
-        official_checkpoint.load(path)
+        released.load(path)
     with pytest.raises(RuntimeError, match="weights_only=True blocked"):
         from_file(path)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
@@ -288,7 +288,7 @@ def test_file_of_something_else(tmp_path: Path, content: Any, message: str) -> N
     path = tmp_path / "other.pth"
     torch.save(content, path)
     with pytest.raises(ValueError, match=f"other.pth: .*{message}"):
-        official_checkpoint.load(path)
+        released.load(path)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -302,7 +302,7 @@ def test_truncated_file(tiny: Tiny, tmp_path: Path, suffix: str) -> None:
         cut = tmp_path / f"cut{suffix}"
         cut.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
         with pytest.raises(ValueError, match=f"cut{suffix}: not a readable checkpoint"):
-            official_checkpoint.load(cut)
+            released.load(cut)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -311,11 +311,11 @@ def test_any_bytes(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"bytes{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"bytes{suffix}: "):
-        official_checkpoint.load(path)
+        released.load(path)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none.pth: no such file"):
-        official_checkpoint.load(tmp_path / "none.pth")
+        released.load(tmp_path / "none.pth")
     with pytest.raises(FileNotFoundError):
         from_file(tmp_path / "none.pth")

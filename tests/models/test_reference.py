@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from iformer.models.inception_transformer import InceptionTransformer
-from iformer.models.official_checkpoint import checkpoint_filter_fn, rename
+from iformer.models.released import checkpoint_filter_fn, rename
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from iformer.cli import main
 from iformer.deployment import engines
 from iformer.deployment.export import metadata
 from iformer.deployment.shipping import load
-from iformer.models import checkpoint
+from iformer.models import saved
 from iformer.segmentation.model import build
 from iformer.segmentation.predict import segment
 from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         network = {"architecture": architecture, **TINY, **channels}
         config = {**CONFIG, "network": network, "crop": SIZE}
-        checkpoint.save_assembled(draw(build(**network)), root / architecture, "segmentation", config)
+        saved.save_assembled(draw(build(**network)), root / architecture, "segmentation", config)
     (root / "photos").mkdir()
     random = np.random.default_rng(0)
     for index in range(3):
@@ -110,7 +110,7 @@ def test_the_documents_example_segments_as_predict_does(
     forbidden = "import sys\nsys.modules.update(dict.fromkeys(('iformer', 'timm', 'torch')))\n"
     done = subprocess.run([sys.executable, "-c", forbidden + program], cwd=tmp_path, capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    segment(*checkpoint.find(folder), [tmp_path / "street.jpg"], tmp_path)
+    segment(*saved.find(folder), [tmp_path / "street.jpg"], tmp_path)
     with Image.open(tmp_path / "mask.png") as mask, Image.open(tmp_path / "street_labels.png") as labels:
         assert mask.size == labels.size == (68, 48)
         assert (np.asarray(mask) == np.asarray(labels)).mean() > 0.99

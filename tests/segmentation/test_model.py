@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from iformer.analysis.complexity import count
-from iformer.models import checkpoint
+from iformer.models import saved
+from iformer.paper.complexity import count
 from iformer.segmentation.model import Segmenter, build, semantic_fpn, upernet
 
 SMALL = {"neck_channels": 16, "head_channels": 8}
@@ -60,8 +60,8 @@ def test_upernet_costs_what_the_authors_page_says() -> None:
 
 def test_the_backbone_begins_from_a_classifiers_checkpoint(tmp_path) -> None:
     torch.manual_seed(0)
-    classifier = checkpoint.create("iformer_nano", num_classes=3)
-    checkpoint.save(classifier, tmp_path, ["a", "b", "c"])
+    classifier = saved.create("iformer_nano", num_classes=3)
+    saved.save(classifier, tmp_path, ["a", "b", "c"])
     model = semantic_fpn("iformer_nano", 5, str(tmp_path), **SMALL)
     assert torch.equal(model.backbone.stem.conv1.weight, classifier.stem.conv1.weight)
     assert torch.equal(model.backbone.stages_3.blocks[0].mlp.fc1.weight, classifier.stages[3].blocks[0].mlp.fc1.weight)

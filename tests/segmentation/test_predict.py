@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from iformer.models import checkpoint
+from iformer.models import saved
 from iformer.segmentation import pictures
 from iformer.segmentation.model import build
 from iformer.segmentation.predict import segment
@@ -31,7 +31,7 @@ def test_images_of_every_mode_and_size(
     mode: str, size: tuple[int, int], name: str, resize: tuple[int, int] | None, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    checkpoint.save_assembled(build(**NETWORK), tmp_path / "run", "segmentation", CONFIG)
+    saved.save_assembled(build(**NETWORK), tmp_path / "run", "segmentation", CONFIG)
     Image.new(mode, size).save(tmp_path / name)
     (result,) = segment(tmp_path / "run", {**CONFIG, "resize": resize}, [tmp_path / name], tmp_path / "out")
     with Image.open(result["labels"]) as labels:

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from iformer import cli
-from iformer.models import checkpoint
+from iformer.models import saved
 from iformer.segmentation import inference
 from iformer.segmentation.task import SegmentationTask
 from iformer.training import checkpoints
@@ -236,7 +236,7 @@ def test_mistakes_are_named(scenes: Path, tmp_path: Path, command: Any) -> None:
     assert "architecture" in err.splitlines()[-1]
 
     task = SegmentationTask("iformer_nano", 3, model_args={"neck_channels": 8, "head_channels": 8})
-    checkpoint.save_assembled(task.model, tmp_path / "odd", "segmentation", {"class_names": NAMES})
+    saved.save_assembled(task.model, tmp_path / "odd", "segmentation", {"class_names": NAMES})
     Image.fromarray(COLOURS[None]).save(tmp_path / "a.png")
     status, _, err = command("predict", tmp_path / "a.png", "--checkpoint", tmp_path / "odd")
     assert status == 2

@@ -1,0 +1,1 @@
+"""What every other room uses: images, files, pages, figures, provenance."""

@@ -1,0 +1,1 @@
+"""What models see: spectra of layers and branches, attention distance, receptive fields, Grad-CAM."""

@@ -1,0 +1,316 @@
+"""`iformer analyze`: what models make of images, as figures, a page and numbers."""
+
+import base64
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from iformer.common import pages
+from iformer.common.provenance import provenance
+from iformer.frequency import figures, layers, receptive_field
+from iformer.frequency.figures import Evidence
+from iformer.frequency.grad_cam import class_layer, grad_cam
+from iformer.frequency.layers import BRANCHES, Layer
+from iformer.frequency.measurement import UNTOLD, BranchInStage, Mean, Measurement, measure
+from iformer.frequency.subjects import ImageFiles, Subject
+
+RECEPTIVE_FIELD_IMAGES = 32
+
+CAPTIONS = {
+    "fig_1a_spectra": "Fourier spectra of blocks (Fig. 1a): log(1 + amplitude), averaged over channels and images, "
+    "relative to its largest value. The centre is frequency 0; π is a change of sign from pixel to pixel.",
+    "fig_1b_relative_log_amplitude": "Relative log amplitude of each block (Fig. 1b): along the spectrum's half "
+    "diagonal, less its value at frequency 0.",
+    "fig_4_branch_spectra": "Fourier spectra of what the branches of the Inception mixers return (Fig. 4), averaged "
+    "over the blocks of each stage.",
+    "high_frequency_shares": "Share of high-frequency energy before (hollow) and after (filled) each branch.",
+    "attention_distance": "Mean distance between a position and those that it attends to, in the low-frequency branch "
+    "of each block.",
+    "receptive_field": "Effective receptive field of the centre of each stage's last map: magnitude of the gradient "
+    "with respect to the image.",
+    "grad_cam": "Grad-CAM (Fig. 5): where models find evidence for a class.",
+}
+
+DEFINITIONS = {
+    "high-frequency share": "share of a map's energy (squared Fourier amplitudes, its mean left out) at frequencies "
+    "above pi / 2 in at least one direction, those that a map of half the size cannot hold; summed over channels, "
+    "averaged over images and the blocks of a stage, with 95 % confidence intervals over images",
+    "verdict": "whether the share differs between a branch's input and output, image by image, with 95 % confidence: "
+    "'raises' is high-pass, 'lowers' low-pass; maps of less than 4x4 hold no low frequency besides their mean, "
+    "and one image has no confidence interval",
+    "points": "input is what a branch takes, operator what its max-pooling, depthwise convolution or attention "
+    "returns, output what the branch returns, linear layer and GELU included",
+    "log amplitude at π": "relative log amplitude at the highest frequency of the half diagonal; -15.9, the logarithm "
+    "of single precision's resolution, says that nothing is there",
+}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found in one model."""
+
+    subject: Subject
+    measurement: Measurement
+    fields: dict[Layer, Tensor]
+    evidence: Evidence | None
+    stages: Sequence[BranchInStage]
+
+
+def analyze(
+    subjects: Sequence[Subject],
+    images: ImageFiles,
+    output: Path,
+    target: str | None = None,
+    cams: int = 4,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure models on images and write figures (PNG and SVG), two pages with all of them, and ``results.json``.
+
+    The pages are ``report.html``, which needs no other file, and ``report.md``, which needs the PNGs.
+
+    Args:
+        subjects: Models, the first one the one in question.
+        images: Files; unreadable ones are passed over and named in the results.
+        output: Folder, made if it is not there.
+        target: Class that Grad-CAM is to explain, name or number; None for what each model predicts.
+        cams: How many images Grad-CAM is shown for, 0 for none.
+        seed: Of fresh weights, for the record.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        ValueError: No image can be read, two models share a name, a model has no maps to look at or not the class.
+        OSError: ``output`` cannot be written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    subjects = _told_apart(subjects)
+    if target is not None:
+        for subject in subjects:
+            subject.class_index(target)  # now rather than after minutes
+    found = [_analyze(subject, images, target, cams) for subject in subjects]
+    drawn = draw({each.subject.name: each for each in found})
+    for name, figure in drawn.items():
+        figures.save(figure, output / name)
+    results: dict[str, Any] = {
+        "images": {
+            "measured": found[0].measurement.images,
+            "available": images.available,
+            "choice": "evenly spread over the sorted files",
+            "unreadable": {str(path): message for path, message in images.unreadable.items()},
+            "receptive_field_images": min(RECEPTIVE_FIELD_IMAGES, found[0].measurement.images),
+        },
+        "models": [_document(each) for each in found],
+        "definitions": DEFINITIONS,
+        "provenance": provenance(seed),
+    }
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    _write_pages(output, results, drawn)
+    return results
+
+
+def _write_pages(output: Path, results: Mapping[str, Any], drawn: Mapping[str, Figure]) -> None:
+    """Write the results as ``report.html`` and ``report.md``, with the figures that have been saved."""
+    pictures = [
+        {
+            "caption": next(caption for start, caption in CAPTIONS.items() if name.startswith(start)),
+            "data": base64.b64encode((output / f"{name}.png").read_bytes()).decode(),
+            "width": figure.get_figwidth(),
+            "file": f"{name}.png",
+        }
+        for name, figure in drawn.items()
+    ]
+    for kind in ("html", "md"):
+        pages.write_page(
+            output / f"report.{kind}",
+            f"analysis.{kind}.j2",
+            title="What the models see: " + " and ".join(model["model"] for model in results["models"]),
+            results=results,
+            header=HEADER,
+            tables={model["model"]: rows(model) for model in results["models"] if model["branches"]},
+            claims=claims(results),
+            pictures=pictures,
+        )
+
+
+def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
+    """Models of one name get their weights' names too."""
+    names = [subject.name for subject in subjects]
+    told = [
+        Subject(f"{each.name}: {Path(each.weights).name}", each.model, each.weights)
+        if names.count(each.name) > 1
+        else each
+        for each in subjects
+    ]
+    if len({each.name for each in told}) < len(told):
+        raise ValueError(f"{names[-1]} is compared with itself")
+    return told
+
+
+def _analyze(subject: Subject, images: ImageFiles, target: str | None, cams: int) -> Analysis:
+    measurement = measure(subject.model, images.batches(subject))
+    few = images.some(RECEPTIVE_FIELD_IMAGES)
+    fields = receptive_field.receptive_fields(subject.model, layers.last(measurement.blocks), few.batches(subject))
+    evidence = None
+    if cams and subject.model.num_classes:
+        batch = torch.cat(list(images.some(cams).batches(subject)))
+        evidence = explain(subject, batch, None if target is None else subject.class_index(target))
+    return Analysis(subject, measurement, fields, evidence, measurement.stages())
+
+
+def explain(subject: Subject, images: Tensor, target: int | None = None) -> Evidence:
+    """Grad-CAM of images for one class, or for the class that the model predicts for each.
+
+    Args:
+        subject: A classifier.
+        images: Normalised, ``(N, C, H, W)``.
+        target: Number of the class.
+    """
+    with torch.inference_mode():
+        probabilities = subject.model(images).softmax(-1)
+    classes = probabilities.argmax(-1) if target is None else torch.full((len(images),), target)
+    maps = grad_cam(subject.model, class_layer(subject.model, images), images, classes)
+    names = subject.class_names()
+    titles = [
+        f"{names[index]}, {100 * row[index]:.0f}\xa0%"
+        for index, row in zip(classes.tolist(), probabilities, strict=True)
+    ]
+    return Evidence(subject.displayed(images), maps, titles)
+
+
+def draw(found: Mapping[str, Analysis]) -> dict[str, Figure]:
+    """The figures that there is something to show in, by the names of their files."""
+    measurements = {name: each.measurement for name, each in found.items()}
+    mixers = {name: each.stages for name, each in found.items() if each.stages}
+    drawn = {
+        "fig_1a_spectra": figures.layer_spectra(measurements),
+        "fig_1b_relative_log_amplitude": figures.relative_log_amplitudes(measurements),
+    }
+    for number, (name, stages) in enumerate(mixers.items(), 1):
+        figure = figures.branch_spectra(stages)
+        if len(mixers) > 1:
+            figure.suptitle(name, fontsize=7)
+        drawn["fig_4_branch_spectra" + (f"_{number}" if len(mixers) > 1 else "")] = figure
+    if any(each.verdict != "map too small" for each in itertools.chain(*mixers.values())):
+        drawn["high_frequency_shares"] = figures.branch_shares(mixers)
+    if any(measurement.distances for measurement in measurements.values()):
+        drawn["attention_distance"] = figures.attention_distances(measurements)
+    drawn["receptive_field"] = figures.receptive_fields({name: each.fields for name, each in found.items()})
+    if evidence := {name: each.evidence for name, each in found.items() if each.evidence}:
+        drawn["grad_cam"] = figures.class_activation(evidence)
+    return drawn
+
+
+def _document(found: Analysis) -> dict[str, Any]:
+    """What ``results.json`` says of one model."""
+    channels, height, width = found.subject.input_size
+    return {
+        "model": found.subject.name,
+        "weights": found.subject.weights,
+        "input_size": [channels, height, width],
+        "blocks": [
+            {
+                "layer": layer.name,
+                "label": layer.label,
+                "size": list(each.size),
+                "channels": each.channels,
+                "high_frequency_share": _mean(Mean.of(each.high_frequency_shares)),
+                "frequency_in_pi": _numbers(each.frequencies),
+                "relative_log_amplitude": _numbers(each.relative_log_amplitude),
+            }
+            for layer, each in found.measurement.blocks.items()
+        ],
+        "branches": [
+            {
+                "stage": each.stage,
+                "branch": each.branch,
+                "size": list(each.size),
+                "high_frequency_share": {point: _mean(share) for point, share in each.shares.items()},
+                "change": _mean(each.change),
+                "verdict": each.verdict,
+                "log_amplitude_at_pi": {point: _number(value) for point, value in each.highest.items()},
+            }
+            for each in found.stages
+        ],
+        "attention_distance_pixels": [
+            {"label": layer.label, "heads": _numbers(each.pixels), "uniform": _number(each.uniform)}
+            for layer, each in found.measurement.distances.items()
+        ],
+        "receptive_field": [
+            {
+                "label": layer.label,
+                **{f"area_holding_{share:.0%}": receptive_field.area_holding(field, share) for share in (0.5, 0.9)},
+            }
+            for layer, field in found.fields.items()
+        ],
+        "grad_cam": list(found.evidence.titles) if found.evidence else [],
+    }
+
+
+def _number(value: float) -> float | None:
+    """As JSON can hold it."""
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def _numbers(values: Tensor) -> list[float | None]:
+    return [_number(value) for value in values.tolist()]
+
+
+def _mean(mean: Mean) -> dict[str, float | None]:
+    return {"mean": _number(mean.value), "margin": _number(mean.margin)}
+
+
+HEADER = ("stage", "branch", "input", "operator", "output", "change", "verdict", "at π: input", "output")
+
+
+def rows(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The table of a model's branches: :data:`HEADER`, shares in per cent, the change in percentage points.
+
+    Args:
+        model: One of the results' models.
+    """
+
+    def percent(mean: Mapping[str, float | None], sign: str = "") -> str:
+        if small or mean["mean"] is None:
+            return "-"
+        margin = "" if mean["margin"] is None else f" ± {100 * mean['margin']:.1f}"
+        return f"{100 * mean['mean']:{sign}.1f}{margin}"
+
+    table = []
+    for each in model["branches"]:
+        small = each["verdict"] == "map too small"
+        shares, highest = each["high_frequency_share"], each["log_amplitude_at_pi"]
+        table.append(
+            (
+                f"{each['stage']} ({each['size'][0]}x{each['size'][1]})",
+                each["branch"],
+                *(percent(shares[point]) for point in ("input", "operator", "output")),
+                percent(each["change"], "+"),
+                each["verdict"],
+                *("-" if highest[point] is None else f"{highest[point]:+.2f}" for point in ("input", "output")),
+            )
+        )
+    return table
+
+
+def claims(results: Mapping[str, Any]) -> list[str]:
+    """For each model with Inception mixers, in how many stages the branches do what the paper says of them."""
+    lines = []
+    for model in results["models"]:
+        parts = []
+        for branch, verdict in zip(reversed(BRANCHES), ("lowers", "raises", "raises"), strict=True):
+            verdicts = [each["verdict"] for each in model["branches"] if each["branch"] == branch]
+            verdicts = [each for each in verdicts if each not in UNTOLD]
+            if verdicts:
+                parts.append(f"{branch} {verdict} the share in {verdicts.count(verdict)} of {len(verdicts)} stages")
+        if parts:
+            lines.append(f"{model['model']}: {', '.join(parts)}.")
+    return lines

@@ -1,0 +1,96 @@
+"""How far a model looks: the distance that attention spans, and the effective receptive field."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iformer.frequency.layers import Layer, watched
+from iformer.models.inception_transformer import AttentionBranch
+
+QUERIES = 1024  # at a time: the attention matrix of a large image does not fit into memory
+
+
+class AttentionDistance:
+    """Mean distance between a position and those that it attends to, accumulated over batches.
+
+    Measured where attention acts, on the pooled grid in the first two stages, and stated in pixels of the image.
+
+    Args:
+        branch: Whose queries and keys are looked at.
+    """
+
+    def __init__(self, branch: AttentionBranch) -> None:
+        self.num_heads = branch.num_heads
+        self._sum: Tensor | float = 0.0
+        self._images = 0
+        self.uniform = 0.0
+
+    def update(self, qkv: Tensor, image_size: tuple[int, ...]) -> None:
+        """Take in what the branch's ``qkv`` returns, ``(N, h, w, 3 C)``, for images of this height and width."""
+        n, h, w, c = qkv.shape
+        q, k, _ = qkv.detach().float().reshape(n, h * w, 3, self.num_heads, c // (3 * self.num_heads)).unbind(2)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+        rows, columns = torch.meshgrid(
+            (torch.arange(h, device=q.device) + 0.5) * image_size[0] / h,
+            (torch.arange(w, device=q.device) + 0.5) * image_size[1] / w,
+            indexing="ij",
+        )
+        positions = torch.stack([rows, columns], -1).flatten(0, 1)
+        self.uniform = torch.cdist(positions, positions).mean().item()
+        for queries, places in zip(q.split(QUERIES, 2), positions.split(QUERIES), strict=True):
+            attention = (queries @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+            spanned = (attention * torch.cdist(places, positions)).sum(-1)
+            self._sum = self._sum + spanned.double().sum((0, 2)) / (h * w)
+        self._images += n
+
+    @property
+    def pixels(self) -> Tensor:
+        """Of each head, averaged over images and positions: ``(heads,)``.
+
+        Compare :attr:`uniform`, which is what attention to all positions alike would span.
+        """
+        return torch.as_tensor(self._sum / self._images)
+
+
+def receptive_fields(model: Any, layers: Iterable[Layer], batches: Iterable[Tensor]) -> dict[Layer, Tensor]:
+    """The effective receptive field of the centre of each layer's map: ``(H, W)``, summing to 1.
+
+    The gradient of the central features (at ``[h // 2, w // 2]``, summed over channels) with respect to the image,
+    its magnitude summed over the image's channels, averaged over images. After "Understanding the effective receptive
+    field in deep convolutional neural networks" (Luo et al., NeurIPS 2016).
+
+    Args:
+        model: In evaluation mode.
+        layers: Of the model, in the order they run.
+        batches: Images, ``(N, C, H, W)``.
+
+    Raises:
+        ValueError: There is no image.
+    """
+    layers = tuple(layers)
+    sums: dict[Layer, Tensor] = {}
+    for images in batches:
+        images = images.detach().requires_grad_()
+        centres: dict[Layer, Tensor] = {}
+
+        def see(layer: Layer, features: Any, size: Any = images.shape[2:], centres: Any = centres) -> None:
+            maps = layer.maps(features, size)
+            centres[layer] = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2].sum()
+
+        with torch.enable_grad(), watched(layers, see):
+            model(images)
+        for layer, centre in centres.items():
+            (gradient,) = torch.autograd.grad(centre, images, retain_graph=layer is not layers[-1])
+            sums[layer] = sums.get(layer, 0.0) + gradient.abs().double().sum((0, 1))
+    if not sums:
+        raise ValueError("receptive fields: no image to look at")
+    return {layer: total / total.sum() for layer, total in sums.items()}
+
+
+def area_holding(field: Tensor, share: float) -> float:
+    """The smallest part of the image's area that holds ``share`` of a receptive field: both from 0 to 1."""
+    held = field.flatten().sort(descending=True).values.cumsum(0)
+    # Not to count a pixel for what rounding leaves.
+    return (int((held < share * held[-1] * (1 - 1e-9)).sum()) + 1) / field.numel()

@@ -1,0 +1,158 @@
+"""The benchmark measures what it says, and shows all of it."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks import performance
+from iformer.benchmark import page as benchmark_page
+from iformer.benchmark.rounds import combinations, multiply_adds, run
+from iformer.benchmark.variants import ENGINES, Variant, network
+from iformer.cli import main
+from tests.models.conftest import _seed_and_threads  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def results() -> Iterator[dict[str, Any]]:
+    threads = torch.get_num_threads()
+    chosen = [
+        Variant("iformer_nano", "fused", "fp32", 1, 32, 32),
+        Variant("iformer_nano", "openvino", "fp32", 2, 32, 32),
+    ]
+    yield run(chosen, 2, 1)
+    torch.set_num_threads(threads)
+
+
+def test_results(results: dict[str, Any]) -> None:
+    assert [(row["engine"], row["batch"]) for row in results["variants"]] == [("fused", 1), ("openvino", 2)]
+    for row in results["variants"]:
+        low, high = row["quartiles"]
+        assert 0 < low <= row["milliseconds"] <= high
+        assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / row["milliseconds"], rel=0.02)
+        work = row["batch"] * results["multiply_adds"]["iformer_nano"]
+        at_peak = 1e-6 * work / results["matrix_product_gmacs_per_second"]["fp32"]
+        assert row["share_of_peak"] == pytest.approx(at_peak / row["milliseconds"], rel=0.05, abs=2e-3)
+        assert row["preparation_seconds"] > 0
+        assert row["first_inference_seconds"] > 0
+        assert row["inference_memory_mib"] < row["peak_memory_mib"] < 4000
+    assert {"command", "machine", "versions"} <= set(results)
+    assert "openvino" in results["versions"]
+
+
+def test_views(results: dict[str, Any], tmp_path: Path) -> None:
+    console = Console(record=True, width=150)
+    console.print(benchmark_page.render(results))
+    text = console.export_text()
+    assert "iformer_nano" in text
+    assert "openvino" in text
+    assert results["machine"][:20] in text
+    benchmark_page.draw(results, tmp_path / "new" / "latency.svg")
+    assert (tmp_path / "new" / "latency.svg").stat().st_size > 1000
+
+
+def test_multiply_adds_are_those_of_the_paper() -> None:
+    counted = multiply_adds(Variant("iformer_small", "eager", "fp32", 1, 224, 224))
+    assert counted == pytest.approx(4.85e9, rel=0.02)
+
+
+def test_a_size_that_a_model_does_not_take(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", "swin_tiny_patch4_window7_224", "--engines", "eager", "--size", "64")
+    monkeypatch.setattr("sys.argv", ["iformer", "benchmark", *options])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("iformer: error: swin_tiny_patch4_window7_224, eager fp32, batch 1: ")
+    assert "224" in error
+
+
+def test_passes_over_what_an_engine_does_not_have() -> None:
+    chosen = combinations(["iformer_nano"], list(ENGINES), ["bf16", "int8"])
+    assert {(variant.engine, variant.precision) for variant in chosen} == {
+        ("eager", "bf16"), ("fused", "bf16"), ("compile", "bf16"), ("onnxruntime", "int8"),
+        ("openvino", "bf16"), ("openvino", "int8"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--model", "iformer_huge"), "timm has no iformer_huge"),
+        (("--model", "nowhere:build"), "model nowhere:build: No module named 'nowhere'"),
+        (("--engines", "eager,tensorrt"), "engine is 'tensorrt', expected one of eager, fused"),
+        (("--precisions", "int4"), "precision is 'int4', expected one of bf16"),
+        (("--engines", "eager", "--precisions", "int8"), "engines eager have none of the precisions int8 on cpu"),
+        (("--device", "tpu"), "device is 'tpu', expected cpu"),
+    ],
+)
+def test_mistakes(
+    option: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["iformer", "benchmark", *option])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def measured(results: dict[str, Any]) -> dict[str, Any]:
+    """What a run of `make bench` would return, with figures that are easy to check."""
+    document = json.loads(json.dumps(results))
+    template = document["variants"][0]
+    speeds = dict.fromkeys(performance.chosen_variants(), 10.0)
+    for variant in speeds:
+        if variant.model == performance.NAIVE:
+            speeds[variant] = 30.0
+        elif variant.model == performance.OURS and variant.engine == "openvino" and variant.precision == "int8":
+            speeds[variant] = 4.0
+    document["variants"] = [
+        {**template, **vars(variant), "milliseconds": milliseconds} for variant, milliseconds in speeds.items()
+    ]
+    document["multiply_adds"] = {variant.model: 10**9 for variant in speeds}
+    return document
+
+
+def test_the_page(measured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make bench` writes, twice."""
+    memory = {
+        "naive, eager": {"peak": 2000.0, "inference": 1000.0},
+        "ours, fused": {"peak": 1500.0, "inference": 300.0},
+    }
+    monkeypatch.setattr(performance, "backbone_memory", lambda threads: memory)
+    monkeypatch.setattr(performance, "run", lambda *_: json.loads(json.dumps(measured)))
+    folder = tmp_path / "results" / "performance"
+    folder.mkdir(parents=True)
+    shipped: dict[str, Any] = {"model": "runs/x", "format": "openvino", "precision": "int8"}
+    shipped["accuracy"] = {"images": 1000, "eager": 0.9, "file": 0.897}
+    (folder / "int8.json").write_text(json.dumps(shipped))
+    for _ in range(2):
+        performance.main(["--docs", str(tmp_path)])
+    results = json.loads((folder / "results.json").read_text())
+    reached = [aim["reached"] for aim in results["aims"]]
+    assert [(aim["reached"], aim["met"]) for aim in results["aims"] if "naive" in aim["what"]] == [
+        (3.0, True), (3.0, True), (0.75, False),
+    ]  # fmt: skip
+    assert next(aim["reached"] for aim in results["aims"] if "int8" in aim["what"]) == 2.5
+    assert results["earlier_runs"] == [reached]
+    page = (tmp_path / "performance.md").read_text()
+    assert "| NaiveIFormer | eager | fp32 | 1 | 30.0 |" in page
+    assert "times the naive model's speed | 3.00 | 3.00 | >= 2.0 | yes |" in page
+    assert measured["machine"] in page
+    assert "0.30 points lost" in page
+    picture = re.search(r"!\[.*\]\((.*)\)", page)
+    assert picture
+    assert (tmp_path / picture[1]).stat().st_size > 1000
+
+
+def test_the_naive_backbone_takes_detection_sizes() -> None:
+    naive = performance.naive_backbone()
+    assert naive.pos_embed1.shape == (1, 200, 320, 96)
+    assert naive.pos_embed4.shape == (1, 25, 40, 384)
+    assert network(Variant(performance.NAIVE, "eager", "fp32", 1, 224, 224)).training is False

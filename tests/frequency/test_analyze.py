@@ -1,0 +1,173 @@
+"""`iformer analyze`, from the outside."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from iformer import cli
+from iformer.frequency import subjects
+from iformer.frequency.analyze import analyze
+from iformer.frequency.subjects import ImageFiles, Subject, open_subject
+from iformer.models import saved
+from tests.frequency.test_layers import tiny
+
+FIGURES = (
+    "fig_1a_spectra",
+    "fig_1b_relative_log_amplitude",
+    "fig_4_branch_spectra_1",
+    "fig_4_branch_spectra_2",
+    "high_frequency_shares",
+    "attention_distance",
+    "receptive_field",
+    "grad_cam",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six images and a file cut off."""
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        pixels = random.integers(0, 255, (40 + number, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{number}.png")
+    (tmp_path / "images/cut.png").write_bytes((tmp_path / "images/0.png").read_bytes()[:2000])
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """The folder of a classifier of three classes."""
+    torch.manual_seed(1)
+    model = timm.create_model("iformer_nano", num_classes=3)
+    saved.save(model, tmp_path / "run", ["ant", "bee", "cat"], mean=(0.5,) * 3, std=(0.2,) * 3)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., tuple[int, str, str]]:
+    """``iformer analyze ...``: exit status, standard output and error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["iformer", "analyze", *map(str, arguments), "--output", str(tmp_path / "out")])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_trained_beside_untrained(run: Any, folder: Path, trained: Path, tmp_path: Path) -> None:
+    status, out, err = run(folder, "--model", trained, "--untrained", "--target", "bee", "--cams", 3, "--json")
+    assert status == 0
+    assert err.count("cut.png: unreadable image") == 1
+    results = json.loads(out)
+    assert results == json.loads((tmp_path / "out/results.json").read_text())
+    assert results["images"]["measured"] == 6
+    assert list(results["images"]["unreadable"]) == [str(folder / "cut.png")]
+    assert {"command", "seed", "versions", "machine"} <= results["provenance"].keys()
+
+    one, other = results["models"]
+    assert [one["model"], other["model"]] == ["iformer_nano, trained", "iformer_nano, untrained"]
+    assert one["weights"] == str(trained)
+    assert one["branches"] != other["branches"]
+    assert len(one["blocks"]) == len(one["attention_distance_pixels"]) == 5
+    assert len(one["branches"]) == 12
+    assert all(0 <= block["high_frequency_share"]["mean"] <= 1 for block in one["blocks"])
+    assert all(block["relative_log_amplitude"][0] == 0 for block in one["blocks"])
+    assert all(title.startswith("bee, ") for title in one["grad_cam"])
+    assert len(other["grad_cam"]) == 3
+
+    for name in FIGURES:
+        assert Image.open(tmp_path / f"out/{name}.png").width >= 900  # 8 cm at 300 dots per inch
+        ET.parse(tmp_path / f"out/{name}.svg")
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(FIGURES)
+    assert 'src="http' not in page
+    assert "iformer_nano, untrained: share of high-frequency energy" in page
+    pictures = re.findall(r"\]\((.+)\)$", (tmp_path / "out/report.md").read_text(), re.MULTILINE)
+    assert sorted(pictures) == sorted(f"{name}.png" for name in FIGURES)
+
+
+def test_the_terminal_shows_a_table_for_each_model_with_mixers(run: Any, folder: Path, trained: Path) -> None:
+    status, out, _ = run(folder, "--checkpoint", trained, "--limit", 3, "--cams", 0)
+    assert status == 0
+    assert out.count("max-pooling") == 4 + 1
+    assert "iformer_nano, trained: attention lowers the share in" in out
+    assert "report.html" in out
+
+
+def test_any_model_beside_ours(folder: Path, tmp_path: Path) -> None:
+    swin = Subject("Swin", tiny("swin_tiny_patch4_window7_224"), "none")
+    swin.model.pretrained_cfg = {**swin.model.pretrained_cfg, "input_size": (3, 64, 64)}
+    images = ImageFiles(sorted(folder.glob("[0-9].png")), batch_size=4)
+    results = analyze([swin, open_subject("iformer_nano")], images, tmp_path / "out", cams=2)
+    assert [model["model"] for model in results["models"]] == ["Swin", "iformer_nano, untrained"]
+    assert results["models"][0]["branches"] == []
+    assert (tmp_path / "out/fig_4_branch_spectra.svg").exists()  # of the one that has them
+    assert len(results["models"][0]["receptive_field"]) == 4
+
+
+def test_images_are_spread_evenly() -> None:
+    files = ImageFiles([Path(f"{number}") for number in range(100)])
+    assert [int(path.name) for path in files.some(10).paths] == list(range(5, 100, 10))
+    assert files.some(200).paths == files.paths
+    files.unreadable[Path("5")] = "cut off"
+    assert Path("5") not in files.some(100).paths
+
+
+def test_classes_are_found_by_name_and_number(trained: Path) -> None:
+    subject = open_subject(str(trained))
+    assert [subject.class_index(target) for target in ("ant", "2")] == [0, 2]
+    with pytest.raises(ValueError, match="no class 'dog', expected 0 to 2 or one of: ant, bee, cat"):
+        subject.class_index("dog")
+    imagenet = Subject("x", timm.create_model("convnext_atto", num_classes=1000), "none")
+    assert imagenet.class_index("Egyptian cat") == 285
+
+
+def test_a_checkpoints_file_means_its_folder(trained: Path) -> None:
+    for subject in (open_subject("", trained / "model.safetensors"), open_subject(str(trained / "config.json"))):
+        assert (subject.name, subject.class_names()) == ("iformer_nano, trained", ["ant", "bee", "cat"])
+    assert subjects.untrained("", trained / "model.safetensors").name == "iformer_nano, untrained"
+
+
+def test_untrained_weights_depend_on_the_seed_alone(trained: Path) -> None:
+    def weights(name: str, seed: int) -> torch.Tensor:
+        return subjects.untrained(name, seed=seed).model.stem.conv1.weight
+
+    assert torch.equal(weights(str(trained), 0), weights(str(trained), 0))
+    assert not torch.equal(weights(str(trained), 0), weights(str(trained), 1))
+    assert torch.equal(weights("iformer_nano", 3), weights(str(trained), 3))
+    assert not torch.equal(weights(str(trained), 0), open_subject(str(trained)).model.stem.conv1.weight)
+
+
+def test_mistakes_get_one_line(run: Any, folder: Path, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for arguments, message in (
+        ((folder,), "--model or --checkpoint must say"),
+        ((folder, "--model", "iformer_nanno"), "timm has no iformer_nanno, did you mean iformer_nano?"),
+        ((folder, "--model", tmp_path / "other"), "config.json: no such file"),
+        ((tmp_path / "none", "--model", trained), "none: no such file or folder"),
+        ((folder, "--model", trained, "--target", "dog"), "no class 'dog'"),
+        (
+            (folder, "--model", "convnext_atto", "--checkpoint", trained),
+            "a checkpoint of iformer_nano, expected one of",
+        ),
+        ((folder, "--model", trained, "--compare", trained), "compared with itself"),
+        ((folder, "--model", trained, "--checkpoint", trained), "is a folder that has weights"),
+        ((folder, "--checkpoint", tmp_path / "none.pth"), "none.pth: no such file or folder"),
+        ((folder / "cut.png", "--model", trained), "cut.png: unreadable image"),
+    ):
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
