@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning
 import numpy as np
@@ -13,6 +13,7 @@ from timm.layers import to_2tuple
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from iformer.classification.augmentation import allow_zero_bits, check_policy
 from iformer.classification.sources import (
     SPLITS,
     LabelledImages,
@@ -26,6 +27,10 @@ from iformer.classification.sources import (
 )
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
 from iformer.training.workers import leave_signals_to_the_run
+
+CropMode = Literal["center", "squash", "border"]
+ErasingMode = Literal["pixel", "rand", "const"]
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 class ImageData(lightning.LightningDataModule):
@@ -70,7 +75,8 @@ class ImageData(lightning.LightningDataModule):
         vflip: Probability of a vertical flip.
         color_jitter: Strength of brightness, contrast and saturation changes, where there is no ``auto_augment``.
         auto_augment: timm's policy, such as ``rand-m9-mstd0.5-inc1``; None for none.
-        train_interpolation: Interpolation of the random resized crop; random for bilinear or bicubic.
+        train_interpolation: Interpolation of the random resized crop and of ``auto_augment``, which cannot use box,
+            hamming and lanczos; random for bilinear or bicubic.
         random_erasing: Probability of erasing a rectangle.
         erasing_mode: What to fill it with: pixel (noise), rand (one colour) or const (the mean).
         repeats: Repeated augmentation: copies of an image in the same global batch.
@@ -96,7 +102,7 @@ class ImageData(lightning.LightningDataModule):
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
         interpolation: str = "bicubic",
         crop_pct: float = 0.9,
-        crop_mode: Literal["center", "squash", "border"] = "center",
+        crop_mode: CropMode = "center",
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int = 4,
@@ -110,7 +116,7 @@ class ImageData(lightning.LightningDataModule):
         auto_augment: str | None = None,
         train_interpolation: str | None = "random",
         random_erasing: float = 0.0,
-        erasing_mode: Literal["pixel", "rand", "const"] = "pixel",
+        erasing_mode: ErasingMode = "pixel",
         repeats: int = 1,
         on_error: Literal["raise", "skip"] = "raise",
         max_error_share: float = 0.01,
@@ -123,6 +129,7 @@ class ImageData(lightning.LightningDataModule):
         # Of each kind of split: the reader, the labels of all that it reads, and the indices to use.
         self._parts: dict[str, tuple[Any, list[int], list[int]]] = {}
         _require_in_range(self.settings)
+        _require_known_names(self.settings)
 
     @property
     def num_classes(self) -> int:
@@ -222,6 +229,7 @@ class ImageData(lightning.LightningDataModule):
             re_prob=settings.random_erasing,
             re_mode=settings.erasing_mode,
         )
+        allow_zero_bits(transform)
         if settings.crop_padding:
             size = self._input_size()[1:]
             resize = transforms.Resize(size, transforms.InterpolationMode(settings.interpolation))
@@ -323,6 +331,26 @@ def _require_in_range(settings: Any) -> None:
         raise ValueError(f"reader is {settings.reader!r}, expected '' (folders and tar files), 'wds' or 'hfds/NAME'")
     if settings.repeats > 1 and settings.reader == "wds":
         raise ValueError("repeats needs images that can be read in any order, which WebDataset shards cannot")
+
+
+def _require_known_names(settings: Any) -> None:
+    """Raise ValueError, naming the argument, where a name means nothing to timm, which may pass over it in silence."""
+    for name, known in (
+        ("interpolation", INTERPOLATIONS),
+        ("train_interpolation", (*INTERPOLATIONS, "random", None)),
+        ("crop_mode", get_args(CropMode)),
+        ("erasing_mode", get_args(ErasingMode)),
+    ):
+        if settings[name] not in known:
+            raise ValueError(f"{name} is {settings[name]!r}, expected {', '.join(map(str, known))}")
+    if settings.auto_augment:
+        check_policy(settings.auto_augment)
+        name = "train_interpolation" if settings.train_interpolation else "interpolation"
+        if settings[name] in ("box", "hamming", "lanczos"):  # which Pillow has for resizing only
+            raise ValueError(
+                f"{name} is {settings[name]!r}, which auto_augment cannot rotate and shear with, "
+                "expected train_interpolation of random, bicubic, bilinear or nearest"
+            )
 
 
 def _read_class_file(path: str | None) -> tuple[str, ...]:
