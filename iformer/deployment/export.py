@@ -7,11 +7,11 @@ Images go in as ``(N, C, H, W)`` float32, normalised; float32 logits come out, `
 """
 
 import contextlib
+import errno
+import io
 import json
 import logging
-import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from iformer.common.files import replaced
 from iformer.common.images import read_image
 from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
@@ -65,8 +66,8 @@ def export(
     if file.suffix != engines.FORMATS[kind]:
         raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
     example = torch.zeros_like(images[:1])  # torch.export keeps it in the file, where images of the user's must not be
-    with _folder_beside(file) as folder:
-        temporary = Path(folder) / file.name
+    with replaced(file.parent, named=file) as folder:
+        temporary = folder / file.name
         write = {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch_export}[kind]
         with quiet():
             write(model, temporary, precision, images, example, dynamic)
@@ -76,8 +77,6 @@ def export(
                 f"{file}: not written, its logits differ from eager's by {result['relative_difference']:.1e} of the "
                 f"largest, expected at most {TOLERANCE:.0e}"
             )
-        for part in sorted(Path(folder).iterdir()):  # .bin before .xml: who sees a new .xml finds its weights
-            os.replace(part, file.parent / part.name)
     return result
 
 
@@ -142,14 +141,6 @@ def require_offered(kind: str, precision: str) -> None:
         raise ValueError("precision bf16: ONNX Runtime has no such kernels on CPUs, expected another format")
     if (kind, precision) == ("torch-export", "int8"):
         raise ValueError("precision int8: torch-export files are not quantised, expected format onnx or openvino")
-
-
-def _folder_beside(file: Path) -> tempfile.TemporaryDirectory[str]:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=file.parent)
-    except OSError as error:
-        raise OSError(f"{file}: cannot be written ({error.strerror})") from error
 
 
 class _Cast(nn.Module):
@@ -243,14 +234,19 @@ def _write_openvino(model: Any, file: Path, precision: str, images: Tensor, exam
     for key, value in metadata(model, precision).items():
         graph.set_rt_info(value, [key])
     # 16-bit weights serve bfloat16 too; which type to compute in is said when the file is compiled.
-    engines.require("openvino").save_model(graph, file, compress_to_fp16=precision in ("bf16", "fp16"))
+    try:
+        engines.require("openvino").save_model(graph, file, compress_to_fp16=precision in ("bf16", "fp16"))
+    except RuntimeError as error:  # it says no more than that its stream has failed
+        raise OSError(errno.EIO, "OpenVINO could not write all of it; is the disk full?") from error
 
 
 def _write_torch_export(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
     network = prepare(model, example, dynamic)
     if precision != "fp32":
         network = _Cast(network, TYPES[precision])
-    torch.export.save(trace(network, example, dynamic), file, extra_files=metadata(model, precision))
+    content = io.BytesIO()  # torch's own writer aborts the process where the disk is full
+    torch.export.save(trace(network, example, dynamic), content, extra_files=metadata(model, precision))
+    file.write_bytes(content.getbuffer())
 
 
 @contextmanager

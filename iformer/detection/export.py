@@ -3,8 +3,6 @@
 import contextlib
 import io
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from iformer.common.files import replaced
 from iformer.common.images import read_image
 from iformer.detection.model import Detector
 from iformer.detection.predict import load
@@ -52,13 +51,11 @@ def export_onnx(folder: Path, config: dict[str, Any], file: Path, images: Sequen
     model = load(folder, config)
     paths = images or [Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False)))]
     pictures = [pil_to_tensor(read_image(path)) / 255 for path in paths]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
-        written = Path(temporary, file.name)
+    with replaced(file.parent, named=file) as temporary:
+        written = temporary / file.name
         _write(model, written, pictures[0])
         _describe(written, config)
         objects, largest = check(model, written, pictures)
-        os.replace(written, file)
     return {"file": str(file), "images": len(pictures), "objects": objects, "largest_difference": largest}
 
 

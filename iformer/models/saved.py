@@ -231,7 +231,7 @@ def convert_official(source: str | Path, target: str | Path) -> str:
     preset = _preset_of(state_dict)
     if preset is None:
         raise ValueError(f"{source}: its tensors fit none of the models that the authors released")
-    with replaced(target.parent) as temporary:
+    with replaced(target.parent, named=target) as temporary:
         save_file(state_dict, temporary / target.name, metadata={"format": "pt", "architecture": preset})
     return preset
 

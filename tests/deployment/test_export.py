@@ -218,3 +218,32 @@ def test_the_documents_example_runs_without_this_package(model: nn.Module, folde
     with torch.no_grad():
         expected = NAMES[int(model(load_images(model, [picture])).argmax())]
     assert expected in done.stdout
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import onnx, onnxruntime, onnxscript, openvino
+from iformer import cli
+from iformer.deployment import shipping
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+model = sys.argv[1]
+for kind, ending in {"onnx": "onnx", "openvino": "xml", "torch-export": "pt2"}.items():
+    sys.argv = ["iformer", "export", model, "--format", kind, "--output", f"model.{ending}"]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        print(stop.code, *(path.name for path in Path().iterdir()))
+"""
+
+
+def test_a_disk_that_is_full(trained: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(trained)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", "2", "2"]  # and no file is left
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 3, done.stderr
+    for line, ending in zip(lines, ("onnx", "xml", "pt2"), strict=True):
+        assert line.startswith(f"iformer: error: model.{ending}: cannot be written (")
