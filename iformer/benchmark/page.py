@@ -6,6 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from iformer.common.plotting import quiet_fonts
+
 COLORS = {"fp32": "tab:blue", "bf16": "tab:orange", "fp16": "tab:green", "int8": "tab:red"}
 
 
@@ -83,4 +85,5 @@ def draw(results: dict[str, Any], file: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+    with quiet_fonts():
+        figure.savefig(file, dpi=150)

@@ -1,6 +1,5 @@
 """Training and evaluation of classifiers."""
 
-import csv
 import itertools
 from collections.abc import Sequence
 from functools import partial
@@ -15,6 +14,8 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from iformer.common.pages import write_csv
+from iformer.common.plotting import label, quiet_fonts
 from iformer.models import saved
 from iformer.training.optimization import AdamWCosine
 from iformer.training.task import Task
@@ -143,7 +144,7 @@ class ClassificationTask(Task):
         if self.confusion and self.trainer.is_global_zero:
             names, folder = [row["class"] for row in self.per_class], Path(self.trainer.default_root_dir)
             rows = zip(names, matrix.tolist(), strict=True)
-            _write(folder / "confusion.csv", [["true", *names], *([name, *counts] for name, counts in rows)])
+            write_csv(folder / "confusion.csv", [["true", *names], *([name, *counts] for name, counts in rows)])
             draw_confusion(matrix, names, folder / "confusion.png")
 
     def _finish(self) -> Tensor:
@@ -155,7 +156,7 @@ class ClassificationTask(Task):
         if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "per_class.csv", [[*self.per_class[0]], *([*row.values()] for row in self.per_class)])
+            write_csv(folder / "per_class.csv", [[*self.per_class[0]], *([*row.values()] for row in self.per_class)])
         return matrix
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -194,11 +195,6 @@ def per_class(matrix: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _write(file: Path, rows: list[list[Any]]) -> None:
-    with open(file, "w", newline="") as opened:
-        csv.writer(opened).writerows(rows)
-
-
 def draw_confusion(matrix: Tensor, names: Sequence[str], file: Path) -> None:
     """Draw the share of each true class (row) that was taken for each class (column), with numbers if there is room."""
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
@@ -210,11 +206,13 @@ def draw_confusion(matrix: Tensor, names: Sequence[str], file: Path) -> None:
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true")
     if len(names) <= 100:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+        labels = [label(name) for name in names]
+        axes.set_xticks(range(len(names)), labels, rotation=90)
+        axes.set_yticks(range(len(names)), labels)
     for row, column in itertools.product(range(len(names)), repeat=2) if room else ():
         share = float(shares[row, column])
         if share >= 0.005:
             color = "white" if share > 0.5 else "black"
             axes.text(column, row, f"{share:.0%}", ha="center", va="center", color=color, fontsize=8)
-    figure.savefig(file, dpi=150)
+    with quiet_fonts():
+        figure.savefig(file, dpi=150)

@@ -1,13 +1,17 @@
 """Figures of a training run, and the style of all figures."""
 
 import csv
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+
+from iformer.common.terminal import printable
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#D55E00", "#009E73", "#CC3311"  # told apart by colour-blind readers too
 
@@ -20,6 +24,25 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.fonttype": "none",
 }
+
+
+def short(name: object, longest: int = 32) -> str:
+    """Return a name as a picture has room for it: in one line, cut where it is longer than ``longest`` letters."""
+    text = printable(name)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def label(name: object, longest: int = 32) -> str:
+    """Return :func:`short` of a name for matplotlib, which would read mathematics between two dollar signs."""
+    return short(name, longest).replace("$", r"\$")
+
+
+@contextmanager
+def quiet_fonts() -> Iterator[None]:
+    """Draw what the fonts have no letters for, Chinese or emoji say, as boxes without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+        yield
 
 
 def training_curve(metrics: Path) -> Figure:
@@ -60,8 +83,9 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
         figure = Figure(figsize=(6.4, 5.4), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-        axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(class_names)), class_names)
+        labels = [label(name) for name in class_names]
+        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(labels)), labels)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.spines[:].set_visible(False)
         for (row, column), value in np.ndenumerate(percent):
@@ -95,8 +119,8 @@ def prediction_grid(
         for rows, indices, colour in ((grid[:2], right, GREEN), (grid[2:], wrong, RED)):
             for axes, index in zip(rows.flat, indices, strict=False):
                 axes.imshow(images[index], cmap="gray")
-                title = f"{class_names[predicted[index]]} {100 * confidence[index]:.0f}%"
+                title = f"{label(class_names[predicted[index]])} {100 * confidence[index]:.0f}%"
                 if predicted[index] != labels[index]:
-                    title += f"\nis {class_names[labels[index]]}"
+                    title += f"\nis {label(class_names[labels[index]])}"
                 axes.set_title(title, fontsize=7, color=colour)
     return figure

@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_segmentation_masks
 
+from iformer.common.plotting import short
+
 Colour = tuple[int, int, int]
 
 
@@ -46,7 +48,7 @@ def draw(
     # Names over all boxes, that of the best object on top.
     written: list[tuple[float, float, float, float]] = []
     for i, box in enumerate(boxes.tolist()):
-        text = f"{names[i]} {scores[i]:.0%}"
+        text = f"{short(names[i])} {scores[i]:.0%}"
         written.append(_write(pen, text, _inside(box, picture), colours[i], font, picture.size, written))
     picture.save(file, quality=92)
 

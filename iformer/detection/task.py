@@ -1,12 +1,12 @@
 """Training and evaluation of detectors."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from iformer.common.pages import write_csv
 from iformer.detection.metrics import AveragePrecision
 from iformer.detection.model import mask_rcnn
 from iformer.models import saved
@@ -105,10 +105,7 @@ class DetectionTask(Task):
         if self.per_class and self.trainer.state.fn != "fit" and self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / "per_class.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, list(self.per_class[0]))
-                writer.writeheader()
-                writer.writerows(self.per_class)
+            write_csv(folder / "per_class.csv", [[*self.per_class[0]], *([*row.values()] for row in self.per_class)])
 
     def export(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the model for ``iformer predict`` into ``folder``.

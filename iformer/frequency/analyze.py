@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iformer.common import pages
+from iformer.common.plotting import label
 from iformer.common.provenance import provenance
 from iformer.frequency import figures, layers, receptive_field
 from iformer.frequency.figures import Evidence
@@ -197,7 +198,7 @@ def draw(found: Mapping[str, Analysis]) -> dict[str, Figure]:
     for number, (name, stages) in enumerate(mixers.items(), 1):
         figure = figures.branch_spectra(stages)
         if len(mixers) > 1:
-            figure.suptitle(name, fontsize=7)
+            figure.suptitle(label(name, 60), fontsize=7)
         drawn["fig_4_branch_spectra" + (f"_{number}" if len(mixers) > 1 else "")] = figure
     if any(each.verdict != "map too small" for each in itertools.chain(*mixers.values())):
         drawn["high_frequency_shares"] = figures.branch_shares(mixers)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
+from iformer.common.plotting import label, quiet_fonts, short
 from iformer.frequency.layers import BRANCHES, Layer
 from iformer.frequency.measurement import BranchInStage, Measurement
 
@@ -59,7 +60,7 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
         OSError: They cannot be written.
     """
-    with style():
+    with style(), quiet_fonts():
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # what has been laid out once stays, which saves most of the time
         figure.savefig(path.with_suffix(".png"), dpi=300)
@@ -67,7 +68,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _two_lines(name: str) -> str:
-    return name.replace(", ", "\n")
+    return "\n".join(label(part) for part in name.split(", "))
 
 
 def _title(layer: Layer, size: tuple[int, ...]) -> str:
@@ -303,8 +304,10 @@ class Evidence:
 
 
 def _wrapped(title: str, inches: float) -> str:
-    """In lines that fit into a width at 6 points, whose letters are some 0.05 inches wide."""
-    return "\n".join(textwrap.wrap(title, max(8, int(inches / 0.05)), break_long_words=False))
+    """Return a class and its share in lines that fit into a width at 6 points, with letters some 0.05 inches wide."""
+    name, comma, share = title.rpartition(", ")
+    lines = textwrap.wrap(f"{short(name)}{comma}{short(share)}", max(8, int(inches / 0.05)))
+    return "\n".join(label(line) for line in lines)
 
 
 def class_activation(found: Mapping[str, Evidence]) -> Figure:

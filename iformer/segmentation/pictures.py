@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from iformer.common.plotting import label as shown_name
+from iformer.common.plotting import quiet_fonts
 from iformer.segmentation.transforms import IGNORE
 
 UNLABELLED = (0, 0, 0)
@@ -42,7 +44,8 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, config: dict[str, Any], 
     axes.imshow(blended.round().astype(np.uint8))
     axes.set_axis_off()
     _legend(figure, shown, config, present / present.sum(), ncols=-(-len(shown) // rows))
-    figure.savefig(file, dpi=max(100, round(max(height, width) / 8)))
+    with quiet_fonts():  # at the image's own size, if that is no panorama's
+        figure.savefig(file, dpi=min(max(100, round(max(height, width) / 8)), 1000))
 
 
 def _legend(figure: Figure, shown: Sequence[int], config: dict[str, Any], shares: Any, ncols: int) -> None:
@@ -50,7 +53,7 @@ def _legend(figure: Figure, shown: Sequence[int], config: dict[str, Any], shares
         Patch(
             facecolor="#{:02x}{:02x}{:02x}".format(*config["palette"][label]),
             edgecolor="black",
-            label=config["class_names"][label] + (f"  {shares[label]:.1%}" if shares is not None else ""),
+            label=shown_name(config["class_names"][label]) + (f"  {shares[label]:.1%}" if shares is not None else ""),
         )
         for label in shown
     ]
@@ -86,4 +89,5 @@ def draw_grid(shown: Sequence[tuple[Tensor, Tensor, Tensor]], config: dict[str, 
     for axes, title in zip(grid[0], ("image", "labels (black: none)", "predicted"), strict=True):
         axes.set_title(title)
     _legend(figure, sorted(present)[:40], config, None, ncols=6)
-    figure.savefig(file, dpi=120)
+    with quiet_fonts():
+        figure.savefig(file, dpi=120)

@@ -1,6 +1,5 @@
 """Training and evaluation of segmenters."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from iformer.common.pages import write_csv
 from iformer.models import saved
 from iformer.segmentation import inference, metrics, pictures
 from iformer.segmentation.model import Architecture, build
@@ -134,9 +134,9 @@ class SegmentationTask(Task):
             folder = Path(self.trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             names = [row["class"] for row in self.per_class]
-            _write(folder / "per_class.csv", [[*self.per_class[0]], *([*row.values()] for row in self.per_class)])
+            write_csv(folder / "per_class.csv", [[*self.per_class[0]], *([*row.values()] for row in self.per_class)])
             rows = zip(names, confusion.tolist(), strict=True)
-            _write(folder / "confusion.csv", [["true", *names], *([name, *counts] for name, counts in rows)])
+            write_csv(folder / "confusion.csv", [["true", *names], *([name, *counts] for name, counts in rows)])
             if self._shown and (config := self._of_data("data_config")):
                 pictures.draw_grid(self._shown, config, folder / "pictures.png")
         self._shown = []
@@ -174,8 +174,3 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
     labels = labels.long()
     labelled = (labels != IGNORE).sum().clamp(min=1)
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / labelled
-
-
-def _write(file: Path, rows: list[list[Any]]) -> None:
-    with open(file, "w", newline="") as opened:
-        csv.writer(opened).writerows(rows)
