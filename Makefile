@@ -3,13 +3,22 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test soak soak-pipelines soak-steps lint docs bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/iformer demo
 
 test: $(VENV)/ready
 	$(BIN)/pytest
+
+# Whatever draws random numbers, thousands of times: the training data and the training steps of every recipe.
+soak: soak-pipelines soak-steps
+
+soak-pipelines: $(VENV)/ready  # some minutes on two cores
+	$(BIN)/pytest -m soak --durations=0 tests/soak/test_pipelines.py
+
+soak-steps: $(VENV)/ready  # some five minutes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak --durations=0 tests/soak/test_steps.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
