@@ -47,6 +47,10 @@ def _run(arguments: list[str]) -> int:
         return 0
     except typer.Exit as end:
         return end.exit_code
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # which Rich ends with status 1
+            return 141
+        raise
     except typer.TyperException as error:
         message = getattr(error, "format_message", error.__str__)()
         return _fail(f"{message} (see --help)", as_json)
@@ -460,4 +464,4 @@ def _wide_console() -> "Console":
     """Standard output for tables: as wide as the terminal, or 120 columns where there is none."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout and sys.stdout.isatty() else 120)
