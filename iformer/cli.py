@@ -27,13 +27,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 def main() -> None:
     """Run the command; exit with 2 and one line for wrong usage or bad input, with 130 after Ctrl-C."""
     terminal.encode_anything()
+    status = 0
     try:
         status = _run(sys.argv[1:] or ["--help"])
         if sys.stdout:
             sys.stdout.flush()
     except OSError as error:  # standard output takes no more: `| head` has seen enough, or a disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
-        status = 141 if isinstance(error, BrokenPipeError) else _fail(f"standard output: {terminal.reason(error)}")
+        if isinstance(error, BrokenPipeError):
+            status = 141
+        elif not status:
+            status = _fail(f"standard output: {terminal.reason(error)}")
     sys.exit(status)
 
 
