@@ -194,7 +194,7 @@ def predict(
     if config["task"] == "segmentation":
         from iformer.segmentation.predict import predictions as segmentations
 
-        found = segmentations(folder, config, files, output)
+        found: Iterable[dict[str, Any]] = segmentations(folder, config, files, output)
     elif config["task"] == "detection":
         from iformer.detection.predict import coco_document, detect
 

@@ -20,7 +20,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from iformer.common.files import replaced
-from iformer.models import released
+from iformer.models import config, released
+from iformer.models.inception_transformer import InceptionTransformer
 
 
 def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
@@ -110,7 +111,7 @@ OF_THE_RELEASE = ("tag", "license", "origin_url", "notes")
 """What timm's configuration says about the released weights, and not about those that someone has trained."""
 
 
-def save(model: nn.Module, folder: str | Path, class_names: Sequence[str], **data_config: Any) -> None:
+def save(model: Any, folder: str | Path, class_names: Sequence[str], **data_config: Any) -> None:
     """Write a classifier into ``folder``. What was there before stays whole until the new files are complete.
 
     Args:
@@ -127,19 +128,19 @@ def save(model: nn.Module, folder: str | Path, class_names: Sequence[str], **dat
     with replaced(Path(folder)) as temporary:
         model_config = {"label_names": list(class_names)}
         save_for_hf(saved, str(temporary), model_config=model_config, data_config=data_config, safe_serialization=True)
-        config = json.loads((temporary / "config.json").read_text())
-        config.get("model_args", {}).pop("num_classes", None)  # stands beside it, and transformers takes it once
-        (temporary / "config.json").write_text(json.dumps(config, indent=2))
+        written = json.loads((temporary / "config.json").read_text())
+        written.get("model_args", {}).pop("num_classes", None)  # stands beside it, and transformers takes it once
+        (temporary / "config.json").write_text(json.dumps(written, indent=2))
 
 
-def save_assembled(model: nn.Module, folder: str | Path, task: str, config: dict[str, Any]) -> None:
+def save_assembled(model: nn.Module, folder: str | Path, task: str, settings: dict[str, Any]) -> None:
     """Write a detector or segmenter into ``folder``, as :func:`save` does a classifier.
 
     Args:
         model: The network.
         folder: Made if it is not there.
         task: ``detection`` or ``segmentation``.
-        config: For ``config.json``: all that the task's ``predict`` needs to build the network again and to name its
+        settings: For ``config.json``: all that the task's ``predict`` needs to build the network again and to name its
             classes.
 
     Raises:
@@ -148,7 +149,7 @@ def save_assembled(model: nn.Module, folder: str | Path, task: str, config: dict
     state_dict = {key: value.contiguous() for key, value in model.state_dict().items()}
     with replaced(Path(folder)) as temporary:
         save_file(state_dict, temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "config.json").write_text(json.dumps({"task": task, **config}, indent=2))
+        (temporary / "config.json").write_text(json.dumps({"task": task, **settings}, indent=2))
 
 
 def find(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -159,7 +160,7 @@ def find(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: A file of the checkpoint is missing.
-        ValueError: ``path`` is another kind of file, or ``config.json`` is not JSON.
+        ValueError: ``path`` is another kind of file, or ``config.json`` holds what no saved network has.
     """
     path = Path(path)
     if not path.exists():
@@ -172,10 +173,7 @@ def find(path: str | Path) -> tuple[Path, dict[str, Any]]:
             raise FileNotFoundError(
                 f"{folder / name}: no such file (a checkpoint is config.json and model.safetensors)"
             )
-    try:
-        return folder, {"task": "classification", **json.loads((folder / "config.json").read_text())}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not a checkpoint's ({error})") from error
+    return folder, config.read(folder / "config.json")
 
 
 def load(path: str | Path, pretrained: bool = True) -> nn.Module:
@@ -189,14 +187,40 @@ def load(path: str | Path, pretrained: bool = True) -> nn.Module:
         FileNotFoundError: A file of the checkpoint is missing.
         ValueError: The files do not belong together, or are damaged.
     """
-    folder, config = find(path)
-    if config["task"] != "classification":
-        raise ValueError(f"{folder}: a checkpoint for {config['task']}, expected a classifier")
-    try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=pretrained)
-    except (SafetensorError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: not a checkpoint of a known model ({str(error).splitlines()[0]})") from error
+    folder, settings = find(path)
+    if settings["task"] != "classification":
+        raise ValueError(f"{folder}: a checkpoint for {settings['task']}, expected a classifier")
+    checked = config.ClassifierConfig.model_validate(settings)
+    arguments: dict[str, Any] = {"num_classes": checked.num_classes, **checked.model_args}
+    about = {**checked.pretrained_cfg.model_dump(mode="json", exclude_none=True), "num_classes": checked.num_classes}
+    if checked.label_names:
+        about["label_names"] = checked.label_names
+    model = create(checked.architecture, pretrained_cfg=about, **arguments)
+    if pretrained:
+        state_dict = _load_file(folder)
+        embedding = state_dict.get("stages.0.pos_embed")
+        if isinstance(model, InceptionTransformer) and embedding is not None and embedding.ndim == 3:
+            # Earlier versions wrote models at 384 pixels with a grid of that size.
+            height, width = (side * model.stem_stride for side in embedding.shape[:2])
+            if embedding.shape != model.stages[0].pos_embed.shape:
+                model.set_input_size((height, width))
+        _load_state_dict(model, state_dict, folder)
     return model.eval()
+
+
+def _load_file(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'model.safetensors'}: damaged ({error})") from error
+
+
+def _load_state_dict(model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder}: weights and config.json do not fit ({reason})") from error
 
 
 def load_assembled(model: nn.Module, folder: Path) -> nn.Module:
@@ -205,10 +229,7 @@ def load_assembled(model: nn.Module, folder: Path) -> nn.Module:
     Raises:
         ValueError: They do not fit, or the file is damaged.
     """
-    try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder}: weights and config.json do not fit ({str(error).splitlines()[0]})") from error
+    _load_state_dict(model, _load_file(folder), folder)
     return model.eval()
 
 

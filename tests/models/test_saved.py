@@ -17,6 +17,16 @@ from torch import Tensor
 
 from iformer.models import saved
 
+SEGMENTER: dict[str, Any] = {
+    "network": {"architecture": "semantic_fpn", "backbone": "iformer_nano", "num_classes": 2, "drop_path_rate": 0.1},
+    "class_names": ["a", "b"], "palette": [[1, 2, 3], [4, 5, 6]], "mean": [0, 0.5, 0.5], "std": [1, 1, 1],
+    "resize": [32, 64], "crop": None, "window": None, "flip_test": False,
+}  # fmt: skip
+DETECTOR: dict[str, Any] = {
+    "model": {"backbone": "iformer_nano", "num_classes": 2, "box_score_thresh": 0.1, "backbone_args": {"img_size": 32}},
+    "class_names": ["a", "b"], "category_ids": [1, 5],
+}  # fmt: skip
+
 
 def nano(**kwargs: Any) -> torch.nn.Module:
     return timm.create_model("iformer_nano", num_classes=3, **kwargs).eval()
@@ -122,7 +132,7 @@ def test_a_file_without_the_models_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_segmenters_run_is_no_classifier_to_begin_from(tmp_path: Path) -> None:
-    saved.save_assembled(nano(), tmp_path, "segmentation", {"class_names": ["a", "b"]})
+    saved.save_assembled(nano(), tmp_path, "segmentation", SEGMENTER)
     with pytest.raises(ValueError, match=rf"^{tmp_path}: a checkpoint for segmentation, expected a classifier's$"):
         saved.create("iformer_nano", str(tmp_path))
 
@@ -214,3 +224,97 @@ def test_files_of_either_grid_load_into_either_model(released: dict[str, Tensor]
         for name in ("iformer_small", "iformer_small_384"):
             model = saved.create(name, str(tmp_path / "out.safetensors"), **arguments)
             assert model.stages[0].pos_embed.shape == (side, side, 96)
+
+
+HOSTILE = [
+    ({"network": {"pretrained_backbone": True}}, "pretrained_backbone"),
+    ({"network": {"cache_dir": "/tmp"}}, "cache_dir"),
+    ({"network": {"pretrained_cfg_overlay": {"url": "http://example.org/a.pth"}}}, "pretrained_cfg_overlay"),
+    ({"network": {"checkpoint_path": "a.pth"}}, "checkpoint_path"),
+    ({"network": {"backbone": "hf-hub:stranger/model"}}, "timm has no model"),
+    ({"network": {"backbone": "local-dir:/tmp/a"}}, "timm has no model"),
+    ({"network": {"neck_channels": 10**9}}, "neck_channels"),
+    ({"network": {"depths": [10**9]}}, "depths"),
+    ({"network": {"num_classes": "2"}}, "num_classes"),
+    ({"resize": [10**9, 10**9]}, "resize"),
+    ({"mean": [float("nan"), 0, 0]}, "mean"),
+    ({"palette": [[1, 2, 300]]}, "palette"),
+    ({"class_names": "abc"}, "class_names"),
+    ({"surprise": 1}, "surprise"),
+    ({"task": "conquest"}, "task is 'conquest'"),
+    ({"task": 3}, "task is 3"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), HOSTILE)
+def test_a_strangers_segmenter(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    config = {"task": "segmentation", **SEGMENTER}
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert saved.find(tmp_path)[1] == config
+    for key, value in change.items():
+        config[key] = {**config[key], **value} if key == "network" else value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json: .*{named}") as error:
+        saved.find(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"pretrained_backbone": "http://example.org/a.pth"}, "pretrained_backbone"),
+        ({"backbone_args": {"cache_dir": "/tmp"}}, "cache_dir"),
+        ({"backbone_args": {"pretrained": True}}, "pretrained"),
+        ({"max_size": 10**7}, "max_size"),
+        ({"num_classes": 3}, "differ in number"),
+        ({"box_score_thresh": float("inf")}, "box_score_thresh"),
+    ],
+)
+def test_a_strangers_detector(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text(json.dumps({"task": "detection", **DETECTOR}))
+    assert saved.find(tmp_path)[1]["category_ids"] == [1, 5]
+    config = {"task": "detection", **DETECTOR, "model": {**DETECTOR["model"], **change}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=named):
+        saved.find(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "hf-hub:stranger/model"},
+        {"model_args": {"pretrained": True}},
+        {"model_args": {"checkpoint_path": "a.pth"}},
+        {"model_args": {"pretrained_cfg_overlay": {"file": "a.pth"}}},
+        {"num_classes": 10**9},
+        {"label_names": [1, 2, 3]},
+    ],
+)
+def test_a_strangers_classifier(change: dict[str, Any], tmp_path: Path) -> None:
+    saved.save(nano(), tmp_path, ["a", "b", "c"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json: {next(iter(change))}"):
+        saved.load(tmp_path)
+
+
+def test_nothing_is_fetched_for_a_saved_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's configuration may say where weights are; a saved folder's are beside it."""
+    saved.save(nano(), tmp_path, ["a", "b", "c"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"] |= {"url": "http://example.org/a.pth", "file": "b.pth", "hf_hub_id": "stranger/model"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = saved.load(tmp_path)
+    assert not {"url", "file", "hf_hub_id"} & {key for key, value in model.pretrained_cfg.items() if value}
+
+
+def test_a_folder_of_a_model_at_384_as_earlier_versions_wrote_it(tmp_path: Path) -> None:
+    model = timm.create_model("iformer_nano", img_size=48, num_classes=2).eval()
+    saved.save(model, tmp_path, ["a", "b"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["model_args"]["img_size"]  # it was the preset's
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    images = torch.randn(1, 3, 48, 48)
+    torch.testing.assert_close(saved.load(tmp_path)(images), model(images))
