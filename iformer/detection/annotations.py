@@ -64,6 +64,7 @@ def read(path: Path, limit: int | None = None) -> Annotations:
     objects: dict[int | str, list[dict[str, Any]]] = {number: [] for number in images}
     boxes_in_pixels = polygons_in_pixels = False
     for place, annotation in enumerate(content["annotations"]):
+        content["annotations"][place] = None  # of a million polygons, those as lists go as those as arrays come
         try:
             item = _clean(annotation, names, images)
         except ValueError as error:
