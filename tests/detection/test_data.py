@@ -377,3 +377,17 @@ def test_a_size_that_fits_neither_way_is_refused(tmp_path: Path, coco: Path) -> 
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"11.png: 48x64 pixels, but 65x48 in"):
         CocoImages(tmp_path / "images", read(tmp_path / "a.json"), True, 0.0)[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_of_the_validation_is_named_in_one_line(workers: int, tmp_path: Path, coco: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for file in (coco / "images").iterdir():
+        content = file.read_bytes()
+        (tmp_path / "images" / file.name).write_bytes(content[:200] if file.name == "13.png" else content)
+    arguments = changed(tmp_path, coco, lambda content: None)
+    data = CocoData(**{**arguments, "val_images": str(tmp_path / "images"), "num_workers": workers})
+    data.setup("validate")
+    with pytest.raises(ValueError, match=r"^/.*images/13.png: ") as error:
+        list(data.val_dataloader())
+    assert "\n" not in str(error.value)
