@@ -196,9 +196,9 @@ def predict(
 
         found: Iterable[dict[str, Any]] = segmentations(folder, config, files, output)
     elif config["task"] == "detection":
-        from iformer.detection.predict import coco_document, detect
+        from iformer.detection.predict import coco_document, detections
 
-        found = detect(folder, config, files, output, threshold)
+        found = detections(folder, config, files, output, threshold)
     else:
         from iformer.classification.predict import predictions as classifications
 
