@@ -133,7 +133,8 @@ class AdamWSteps:
         return min(1.0, warmup) * self.factor ** sum(epoch >= drop for drop in self.drops)
 
     def update(self, scheduler: Any, trainer: Trainer) -> None:
-        """Set the learning rate of the next step."""
+        """Set the learning rate of the next step, a function of the number of steps taken and nothing else."""
+        scheduler.last_epoch = trainer.global_step - 1
         scheduler.step()
 
 

@@ -1,5 +1,6 @@
 """A small training run that draws random numbers wherever a real one does."""
 
+import csv
 import os
 import random
 import subprocess
@@ -175,3 +176,9 @@ class CPUSharding(FSDPStrategy):
             unittest.mock.patch("torch.distributed.fsdp.fully_sharded_data_parallel._init_device_handle", use_cpu),
         ):
             return super()._setup_model(model)
+
+
+def log_of(run: Path) -> list[dict[str, str]]:
+    """The rows of a run's ``metrics.csv``, without those times that no two runs share."""
+    with open(run / "metrics.csv") as file:
+        return [{k: v for k, v in row.items() if k != "images/s"} for row in csv.DictReader(file)]
