@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from iformer.common.images import UnreadableImageError, read_image
 from iformer.detection.annotations import Annotations, read, targets
-from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
+from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
 from iformer.training.workers import leave_signals_to_the_run
 
 Sample = tuple[Tensor, dict[str, Tensor]]
@@ -106,8 +106,7 @@ class CocoData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented batches; from where the trainer stands."""
-        trainer: Any = self.trainer
-        return self._loader("train", self.batch_size, *(position(trainer) if trainer else (0, 0)))
+        return self._loader("train", self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
         """Every validation image once."""
@@ -117,7 +116,7 @@ class CocoData(lightning.LightningDataModule):
         """The validation images: COCO's test annotations are not public."""
         return self.val_dataloader()
 
-    def _loader(self, split: str, batch_size: int, epoch: int = 0, batch: int = 0) -> DataLoader:
+    def _loader(self, split: str, batch_size: int) -> DataLoader:
         images, workers = self._splits[split], self.settings.num_workers
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": collate}
@@ -128,7 +127,8 @@ class CocoData(lightning.LightningDataModule):
             batches: ResumableBatchSampler = AspectBatchSampler(images.wide(), batch_size, seed, *ranks)
         else:
             batches = ResumableBatchSampler(len(images), batch_size, seed, *ranks, shuffle=False, drop_last=False)
-        batches.start(epoch, batch)
+        if split == "train" and self.trainer:
+            batches.begin_with(self.trainer)
         return DataLoader(SeededDataset(images, seed), batch_sampler=batches, **options)
 
 

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 
 from iformer.common.images import UnreadableImageError, find_images, read_image
 from iformer.segmentation.transforms import IGNORE, EvaluationTransform, training_transform
-from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
+from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
 from iformer.training.workers import leave_signals_to_the_run
 
 SAMPLE = 200  # label maps that are looked at for classes without a pixel
@@ -257,8 +257,7 @@ class SegmentationData(lightning.LightningDataModule):
             settings.mean,
             settings.std,
         )
-        trainer: Any = self.trainer
-        return self._loader("train", transform, settings.batch_size, *(position(trainer) if trainer else (0, 0)))
+        return self._loader("train", transform, settings.batch_size)
 
     def val_dataloader(self) -> DataLoader:
         """Every validation image once."""
@@ -271,14 +270,15 @@ class SegmentationData(lightning.LightningDataModule):
     def _evaluation_transform(self) -> Transform:
         return EvaluationTransform(self.settings.resize, self.settings.mean, self.settings.std)
 
-    def _loader(self, kind: str, transform: Transform, batch_size: int, epoch: int = 0, batch: int = 0) -> DataLoader:
+    def _loader(self, kind: str, transform: Transform, batch_size: int) -> DataLoader:
         training = kind == "train"
         dataset = self._scenes(kind, transform)
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = ResumableBatchSampler(
             len(dataset), batch_size, run_seed(), *ranks, shuffle=training, drop_last=training
         )
-        sampler.start(epoch, batch)
+        if training and self.trainer:
+            sampler.begin_with(self.trainer)
         return DataLoader(
             SeededDataset(dataset, run_seed()),
             batch_sampler=sampler,

@@ -62,7 +62,8 @@ class AdamWCosine:
             ValueError: The run has no more epochs than its cooldown.
         """
         limit = "max_steps" if trainer.max_epochs == -1 else "max_epochs"
-        epochs = (getattr(trainer, limit) or 0) - self.cooldown_epochs
+        quick = bool(getattr(trainer, "fast_dev_run", False))  # a try of one epoch, whatever the recipe says
+        epochs = 1 if quick else (getattr(trainer, limit) or 0) - self.cooldown_epochs
         if epochs < 1:
             raise ValueError(
                 f"trainer.{limit} is {getattr(trainer, limit)}, "

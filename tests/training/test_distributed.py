@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from iformer.training import checkpoints
 from iformer.training.launcher import run
 from tests.training.processes import start_ranks
-from tests.training.tiny import MODEL, recipe
+from tests.training.tiny import MODEL, log_of, recipe
 
 FROZEN = [{"class_path": "tests.training.tiny.FrozenBatchNorm"}]
 # What is drawn for a batch differs between one process and two; what is drawn for a sample does not.

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.fsdp._common_utils import _FSDPDeviceHandle
 from torch.utils.data import DataLoader, Dataset
 
-from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
+from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
 from iformer.training.workers import leave_signals_to_the_run
 
 MODEL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [2, 2, 2, 2], "attention_heads": [1, 1, 1, 1]}
@@ -69,7 +69,7 @@ class TinyData(lightning.LightningDataModule):
             repeats=self.repeats if training else 1,
         )
         if training:
-            batches.start(*position(self.trainer))
+            batches.begin_with(self.trainer)
         images = Images(self.length, len(self.class_names), training and self.augment)
         return DataLoader(
             SeededDataset(images, run_seed()),
