@@ -31,6 +31,7 @@ import iformer  # noqa: F401  (registers the models)
 from benchmarks import record
 from benchmarks.naive_iformer import NaiveIFormer
 from iformer.common.provenance import provenance
+from iformer.models.recomputation import recompute
 from iformer.models.released import convert
 
 PRECISIONS = ("float32", "bfloat16")
@@ -42,7 +43,7 @@ def build(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     if name == "naive":
         return NaiveIFormer("iformer_small")
-    return timm.create_model("iformer_small").to(memory_format=torch.channels_last)
+    return recompute(timm.create_model("iformer_small")).to(memory_format=torch.channels_last)
 
 
 def models(seed: int) -> dict[str, nn.Module]:

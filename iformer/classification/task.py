@@ -18,6 +18,7 @@ from iformer.common.pages import write_csv
 from iformer.common.plotting import label, quiet_fonts
 from iformer.common.ranges import Count, NotNegative, ShareBelowOne, checked
 from iformer.models import saved
+from iformer.models.recomputation import recompute
 from iformer.training.optimization import AdamWCosine
 from iformer.training.task import Task
 
@@ -70,6 +71,7 @@ class ClassificationTask(Task):
         self.model.set_grad_checkpointing(grad_checkpointing)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
+        recompute(self.model)
         if compile_model:
             self.model.compile()
         self.num_classes, self.optimization, self.confusion = num_classes, optimization, confusion

@@ -1,7 +1,10 @@
 """Ranges of settings, as types: jsonargparse checks them in recipes and arguments, pydantic in calls from Python."""
 
 import dataclasses
-from typing import Annotated, Any
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, validate_call
 
@@ -24,8 +27,24 @@ def _ascending(values: tuple[float, float]) -> tuple[float, float]:
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 ShareRange = Annotated[tuple[Factor, Factor], AfterValidator(_ascending)]
 
-checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))
-"""Decorator of a constructor: arguments are of the types that it states, or it raises a ValueError."""
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
+
+def checked(constructor: Constructor) -> Constructor:
+    """Decorate a constructor: arguments are of the types that it states, or it raises a ValueError of one line."""
+    validated = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(constructor)
+
+    @functools.wraps(constructor)
+    def construct(*args: Any, **kwargs: Any) -> None:
+        try:
+            validated(*args, **kwargs)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            bound = inspect.signature(constructor).bind(*args, **kwargs).arguments  # a TypeError, if it does not fit
+            name = str(first["loc"][0])
+            raise ValueError(f"{name} is {bound.get(name)!r}, {in_words(first['msg'])}") from error
+
+    return construct  # type: ignore[return-value]
 
 
 def require(key: str, value: Any, kind: Any) -> None:
@@ -57,4 +76,5 @@ def require_fields(instance: Any) -> None:
 
 def in_words(message: str) -> str:
     """Return what pydantic says of a value as part of a sentence."""
-    return message.removeprefix("Value error, ").replace("Input should be", "expected")
+    message = message.removeprefix("Value error, ").replace("Input should be", "expected")
+    return message.partition(", unable to parse")[0]

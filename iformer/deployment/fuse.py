@@ -84,9 +84,9 @@ class FusedMixer(InceptionMixer):
         self.conv_act, self.pool_act = mixer.conv_act, mixer.pool_act  # which may be one module
         self.fusion.weight[:, :, 1, 1] += 1
 
-    def project(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
+    def combine(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
         """Eqs. 3 and 4, the latter's sum included in the convolution."""
-        y = self.mix(conv, pool, attn)
+        y = torch.cat((self.conv_act(conv), self.pool_act(pool), attn), dim=-1)
         return self.proj(self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 

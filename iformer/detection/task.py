@@ -12,6 +12,7 @@ from iformer.detection.masks import pasted
 from iformer.detection.metrics import AveragePrecision
 from iformer.detection.model import mask_rcnn
 from iformer.models import saved
+from iformer.models.recomputation import recompute
 from iformer.training.optimization import AdamWSteps
 from iformer.training.task import Task
 
@@ -52,6 +53,7 @@ class DetectionTask(Task):
             raise ValueError(f"model_args: {min(own)} is an argument of the task, expected it beside model_args")
         self.architecture = {"backbone": backbone, "num_classes": num_classes, **(model_args or {})}
         self.model: Any = mask_rcnn(**self.architecture, pretrained_backbone=pretrained)
+        recompute(self.model)
         self.model.to(memory_format=torch.channels_last)
         self.model.set_grad_checkpointing(grad_checkpointing)
         self.num_classes, self.optimization = num_classes, optimization

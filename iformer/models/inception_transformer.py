@@ -9,7 +9,7 @@ they stay there throughout.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional, Union
 
 import torch
@@ -31,7 +31,6 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 
 def depthwise_conv(dim: int, device: Any = None, dtype: Any = None) -> nn.Conv2d:
@@ -48,15 +47,6 @@ def resize_pos_embed(pos_embed: Tensor, size: list[int]) -> Tensor:
 def _is_symbolic(size: int) -> bool:
     """Whether ``torch.export`` leaves this size open."""
     return is_exporting() and not isinstance(size, int)
-
-
-def recompute(function: Callable[..., Tensor], *args: Tensor, random: bool) -> Tensor:
-    """``function(*args)``, of which only ``args`` are kept for the backward pass, where it is computed again.
-
-    Its last layer is not: what that layer keeps is known before it is computed. ``random`` says whether the function
-    draws random numbers, which must then be the same.
-    """
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=random, determinism_check="none")
 
 
 class MaxPoolBranch(nn.Module):
@@ -145,8 +135,7 @@ class InceptionMixer(nn.Module):
     """Inception token mixer: Section 3.2, Eqs. 3 and 4.
 
     Splits the channels between convolution, max-pooling and self-attention and fuses what they return, the first two
-    after a GELU. In training what fuses them is computed again in the backward pass, because it is cheap and wide.
-    ``(N, H, W, C)`` -> ``(N, H, W, C)``.
+    after a GELU. ``(N, H, W, C)`` -> ``(N, H, W, C)``.
 
     Args:
         dim: Channels C.
@@ -196,37 +185,13 @@ class InceptionMixer(nn.Module):
             pool = self.pool_branch(pool)
         if self.attn_branch is not None:
             attn = self.attn_branch(attn)
-        if self.training and not torch.jit.is_scripting():
-            return recompute(self.project, conv, pool, attn, random=self.proj_drop.p > 0)
-        return self.project(conv, pool, attn)
+        return self.combine(conv, pool, attn)
 
-    def mix(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
-        """Eq. 3: what the branches make of their channels, side by side."""
-        return torch.cat((self.conv_act(conv), self.pool_act(pool), attn), dim=-1)
-
-    def project(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
-        """Eqs. 3 and 4."""
-        y = self.mix(conv, pool, attn)
+    def combine(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
+        """From what the branches return to the output: Eqs. 3 and 4."""
+        y = torch.cat((self.conv_act(conv), self.pool_act(pool), attn), dim=-1)
         y = y + self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj_drop(self.proj(y))
-
-
-class FeedForward(Mlp):
-    """The feed-forward network of Eq. 6: linear, GELU, linear. ``(..., C)`` -> ``(..., C)``.
-
-    In training the GELU is computed again in the backward pass, because its output would be a fifth of what a block
-    keeps for that pass.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        if self.training and not torch.jit.is_scripting():
-            return recompute(self.project, x, random=self.drop1.p > 0)
-        return self.project(x)
-
-    def project(self, x: Tensor) -> Tensor:
-        """From the hidden width back, ``(..., mlp_ratio * C)`` -> ``(..., C)``."""
-        return self.drop2(self.fc2(self.drop1(self.act(x))))
 
 
 class InceptionBlock(nn.Module):
@@ -260,7 +225,7 @@ class InceptionBlock(nn.Module):
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
         self.norm2 = LayerNorm(dim, eps=1e-6, **dd)
-        self.mlp = FeedForward(dim, int(mlp_ratio * dim), drop=proj_drop, **dd)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim), drop=proj_drop, **dd)
         self.layer_scale2 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 

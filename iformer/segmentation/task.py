@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from iformer.common.pages import write_csv
 from iformer.common.ranges import NotNegativeInt, Size, checked
 from iformer.models import saved
+from iformer.models.recomputation import recompute
 from iformer.segmentation import inference, metrics, pictures
 from iformer.segmentation.model import Architecture, build
 from iformer.segmentation.transforms import IGNORE
@@ -68,6 +69,7 @@ class SegmentationTask(Task):
             **(model_args or {}),
         }
         self.model = build(**self.network_config, pretrained_backbone=pretrained)
+        recompute(self.model)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         self.num_classes, self.optimization = num_classes, optimization

@@ -9,7 +9,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from iformer.common.ranges import Count, Factor, NotNegative, NotNegativeInt, Positive, require_fields
+from iformer.common.ranges import Count, Factor, NotNegative, NotNegativeInt, require_fields
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class AdamWCosine:
         layer_decay: Factor between the learning rates of one layer and the next, the head having the full one.
     """
 
-    lr: Positive = 1e-3
+    lr: NotNegative = 1e-3
     min_lr: NotNegative = 1e-6
     base_batch: Count | None = 1024
     weight_decay: NotNegative = 0.05
@@ -111,7 +111,7 @@ class AdamWSteps:
         warmup_factor: Share of ``lr`` that the first step takes.
     """
 
-    lr: Positive = 1e-4
+    lr: NotNegative = 1e-4
     base_batch: Count | None = 16
     weight_decay: NotNegative = 0.05
     drops: tuple[Count, ...] = (8, 11)

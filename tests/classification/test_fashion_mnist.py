@@ -8,6 +8,7 @@ import torch
 
 from iformer.classification import fashion_mnist
 from iformer.classification.fashion_mnist import FashionMNISTData, fetch_fashion_mnist, shift_and_flip
+from iformer.training.resumable import ResumableBatchSampler
 
 
 def test_shift_and_flip_keeps_pixels_and_draws_per_image() -> None:
@@ -36,7 +37,7 @@ def test_fashion_mnist_batches(small_fashion_mnist: Path) -> None:
 def test_ranks_share_an_epoch(small_fashion_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = FashionMNISTData(small_fashion_mnist, batch_size=32)
     module.setup()
-    monkeypatch.setattr(fashion_mnist, "position", lambda trainer: (0, 0))
+    monkeypatch.setattr(ResumableBatchSampler, "begin_with", lambda self, trainer: self.start(0))
     seen: dict[str, list[int]] = {"train": [], "test": []}
     for rank in range(2):
         module.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]

@@ -227,7 +227,7 @@ def test_a_run_counted_in_steps_decays_over_them(tmp_path: Path) -> None:
         ({"trainer__max_epoch": 3}, [], "did you mean trainer.max_epochs?"),
         ({"trainr": {"max_epochs": 3}}, [], "did you mean trainer.max_epochs?"),
         ({"model__init_args__optimization__warmup": 3}, [], "did you mean optimization.warmup"),
-        ({"model__init_args__optimization__lr": "high"}, [], "optimization.lr: expected float, got high"),
+        ({"model__init_args__optimization__lr": "high"}, [], "optimization.lr: expected a valid number, got high"),
         ({"data__class_path": "tests.training.tiny.TinyDat"}, [], "TinyDat"),
         ({"model__class_path": "no_such_module.Task"}, [], "no_such_module"),
         ({}, ["--trainer.max_epoch", "3"], "did you mean trainer.max_epochs?"),
