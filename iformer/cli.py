@@ -4,11 +4,17 @@ Each verb imports what it needs when it runs, so that --help is instant.
 """
 
 import json
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.main import get_command
+
+from iformer.common import terminal
+from iformer.common.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,18 +26,60 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 
 def main() -> None:
     """Run the command; exit with 2 and one line for wrong usage or bad input, with 130 after Ctrl-C."""
+    terminal.encode_anything()
+    status = 0
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        status = _run(sys.argv[1:] or ["--help"])
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as error:  # standard output takes no more: `| head` has seen enough, or a disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+        if isinstance(error, BrokenPipeError):
+            status = 141
+        elif not status:
+            status = _fail(f"standard output: {terminal.reason(error)}")
+    sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command and return its exit status; tell what went wrong, with ``--json`` as a document too."""
+    as_json = "--json" in arguments
+    try:
+        command = get_command(app)
+        with command.make_context("iformer", arguments) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as end:
+        return end.exit_code
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # which Rich ends with status 1
+            return 141
+        raise
     except typer.TyperException as error:
-        print(f"iformer: error: {getattr(error, 'format_message', error.__str__)()} (see --help)", file=sys.stderr)
-    except OSError as error:
-        print(f"iformer: error: {f'{error.filename}: {error.strerror}' if error.filename else error}", file=sys.stderr)
-    except ValueError as error:
-        print(f"iformer: error: {error}", file=sys.stderr)
+        message = getattr(error, "format_message", error.__str__)()
+        return _fail(f"{message} (see --help)", as_json)
+    except BrokenPipeError:
+        raise
+    except ModuleNotFoundError as error:
+        return _fail(f"{error.name} is not installed", as_json)
+    except (OSError, ValueError, MemoryError, RecursionError) as error:
+        return _fail(terminal.reason(error), as_json)
     except (KeyboardInterrupt, typer.Abort):
-        print("iformer: interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(2)
+        return _interrupted(as_json)
+
+
+def _fail(message: str, as_json: bool = False) -> int:
+    terminal.say(f"iformer: error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message}))
+    return 2
+
+
+def _interrupted(as_json: bool = False) -> int:
+    print("iformer: interrupted", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": "interrupted"}))
+    return 130
 
 
 @app.command()
@@ -52,11 +100,12 @@ def demo(
     if as_json:
         print(json.dumps(summary, indent=2))
     else:
-        print(
-            f"\n{'Test' if summary['completed'] else 'Interrupted; test'} accuracy {summary['accuracy']:.2%} "
-            f"on {summary['test_images']:,} images, after {summary['seconds']:.0f} s.\n"
-            f"Report:   {output / 'report.html'}\n"
-            f"Classify: iformer predict IMAGE... --checkpoint {output}"
+        say(
+            "",
+            f"{'Test' if summary['completed'] else 'Interrupted; test'} accuracy {summary['accuracy']:.2%} "
+            f"on {summary['test_images']:,} images, after {summary['seconds']:.0f} s.",
+            f"Report:   {output / 'report.html'}",
+            f"Classify: iformer predict IMAGE... --checkpoint {output}",
         )
     if not summary["completed"]:
         raise typer.Exit(130)
@@ -106,12 +155,16 @@ def _print_results(verb: str, results: dict[str, Any], as_json: bool) -> None:
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None)
     for column in rows[0]:
-        table.add_column(column, justify="left" if column == "class" else "right")
+        table.add_column(column, justify="left" if column == "class" else "right", overflow="fold")
     for row in rows:
-        table.add_row(*("-" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+        cells = (
+            "-" if v is None else f"{v:.4f}" if isinstance(v, float) else terminal.printable(v) for v in row.values()
+        )
+        table.add_row(*map(Text, cells))
     _wide_console().print(table)
 
 
@@ -137,44 +190,59 @@ def predict(
     from iformer.models.saved import find, load
 
     folder, config = find(checkpoint)
-    document: Any
+    files = find_images(images)
     if config["task"] == "segmentation":
-        from iformer.segmentation.predict import segment
+        from iformer.segmentation.predict import predictions as segmentations
 
-        document = results = segment(folder, config, find_images(images), output)
+        found = segmentations(folder, config, files, output)
     elif config["task"] == "detection":
         from iformer.detection.predict import coco_document, detect
 
-        results = detect(folder, config, find_images(images), output, threshold)
-        document = coco_document(results, config)
+        found = detect(folder, config, files, output, threshold)
     else:
-        from iformer.classification.predict import classify
+        from iformer.classification.predict import predictions as classifications
 
-        document = results = classify(load(checkpoint), find_images(images), top, batch_size)
-    unreadable = [result for result in results if "error" in result]
+        found = classifications(load(checkpoint), files, top, batch_size)
+    results, completed = _until_interrupted(found)
+    unusable = [result for result in results if "error" in result]
     if as_json:
-        print(json.dumps(document, indent=2))
+        print(json.dumps(coco_document(results, config) if config["task"] == "detection" else results, indent=2))
     else:
         for result in results:
             if "error" not in result:
                 _print_prediction(result, top, threshold)
-    for result in unreadable:
-        print(f"iformer: error: {result['error']}", file=sys.stderr)
-    if len(unreadable) == len(results) or any(Path(result["image"]) in images for result in unreadable):
+    for result in unusable:
+        _fail(result["error"])
+    if not completed:
+        raise typer.Exit(_interrupted())
+    if len(unusable) == len(results) or any(Path(result["image"]) in images for result in unusable):
         raise typer.Exit(2)
 
 
+def _until_interrupted(predictions: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
+    """Return the results, those so far after Ctrl-C, and whether they are all."""
+    results: list[dict[str, Any]] = []
+    try:
+        for result in predictions:
+            results.append(result)
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        return results, False
+    return results, True
+
+
 def _print_prediction(result: dict[str, Any], top: int, threshold: float) -> None:
-    print(result["image"])
+    say(result["image"])
     for entry in result.get("classes", [])[:top]:
-        print(f"  {entry.get('probability', entry.get('share')):7.2%}  {entry['name']}")
+        say(f"  {entry.get('probability', entry.get('share')):7.2%}  {entry['name']}")
     for entry in result.get("objects", []):
         if entry["score"] >= threshold:
             left, upper, width, height = entry["bbox"]
-            print(f"  {entry['score']:7.2%}  {entry['name']}, {width:.0f}x{height:.0f} at {left:.0f}, {upper:.0f}")
+            say(f"  {entry['score']:7.2%}  {entry['name']}, {width:.0f}x{height:.0f} at {left:.0f}, {upper:.0f}")
     for kind in ("overlay", "labels", "picture"):
         if kind in result:
-            print(f"  {kind}: {result[kind]}")
+            say(f"  {kind}: {result[kind]}")
 
 
 @app.command()
@@ -198,6 +266,7 @@ def analyze(
 ) -> None:
     """Draw what models see: spectra of layers and branches (Figs. 1, 4), Grad-CAM (Fig. 5), receptive fields."""
     from rich.table import Table
+    from rich.text import Text
 
     from iformer.common.images import find_images
     from iformer.frequency import analyze as analysis
@@ -218,14 +287,15 @@ def analyze(
     else:
         for each in results["models"]:
             table = Table(*analysis.HEADER, box=None, title_justify="left")
-            table.title = f"\n{each['model']}: share of high-frequency energy in %, log amplitude at π"
+            title = f"{terminal.printable(each['model'])}: share of high-frequency energy in %, log amplitude at π"
+            table.title = Text(f"\n{title}", style="table.title")
             for row in analysis.rows(each):
                 table.add_row(*row)
             if table.rows:
                 _wide_console().print(table)
-        print("", *analysis.claims(results), f"Report: {output / 'report.html'}", sep="\n")
+        say("", *analysis.claims(results), f"Report: {output / 'report.html'}")
     for message in files.unreadable.values():
-        print(f"iformer: error: {message}", file=sys.stderr)
+        _fail(message)
     if any(path in images for path in files.unreadable):
         raise typer.Exit(2)
 
@@ -243,10 +313,10 @@ def convert(
     if as_json:
         print(json.dumps({"model": preset, "file": str(out)}))
     else:
-        print(
-            f"{out}: {preset}\n"
+        say(
+            f"{out}: {preset}",
             f'Use it: timm.create_model("{preset.split(".")[0]}", pretrained=True, '
-            f'pretrained_cfg_overlay=dict(file="{out}"))'
+            f'pretrained_cfg_overlay=dict(file="{out}"))',
         )
 
 
@@ -283,7 +353,7 @@ def tables(
         raise typer.BadParameter("--figure, --markdown and --json exclude each other.")
     if figure is not None:
         figure_1c.draw(figure)
-        print(figure)
+        say(figure)
         return
     with Console(stderr=True).status("Measuring..."):
         measured = measurement.tables(which)
@@ -329,7 +399,7 @@ def export(
     if as_json:
         print(json.dumps(result, indent=2))
         return
-    print(
+    say(
         f"{result['file']}: largest difference from eager {result['largest_difference']:.2g} "
         f"({result['relative_difference']:.1e} of the largest logit) on {result['images']} images, "
         f"same class for {result['same_class']:.2%}{' of the pixels' if task == 'segmentation' else ''}"
@@ -353,7 +423,7 @@ def _export_detector(checkpoint: str, output: Path | None, images: Path | None, 
     if as_json:
         print(json.dumps({"format": "onnx", "precision": "fp32", **result}, indent=2))
     else:
-        print(
+        say(
             f"{file}: scores of {result['objects']} objects in {result['images']} images differ by at most "
             f"{result['largest_difference']:.1e} from eager's"
         )
@@ -398,4 +468,4 @@ def _wide_console() -> "Console":
     """Standard output for tables: as wide as the terminal, or 120 columns where there is none."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout and sys.stdout.isatty() else 120)

@@ -1,6 +1,6 @@
 """Prediction for image files and folders."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,19 @@ from rich.console import Console
 from rich.progress import track
 from timm.data import create_transform, resolve_input_data_config
 
-from iformer.common.images import UnreadableImageError, read_image
+from iformer.common.images import read_image
+from iformer.common.terminal import ITEM_ERRORS, item_error
+
+
+def classify(model: Any, paths: Sequence[str | Path], top: int = 5, batch_size: int = 32) -> list[dict[str, Any]]:
+    """Return :func:`predictions` of all files."""
+    return list(predictions(model, paths, top, batch_size))
 
 
 @torch.inference_mode()
-def classify(model: Any, paths: Sequence[str | Path], top: int = 5, batch_size: int = 32) -> list[dict[str, Any]]:
+def predictions(
+    model: Any, paths: Sequence[str | Path], top: int = 5, batch_size: int = 32
+) -> Iterator[dict[str, Any]]:
     """The most probable classes of image files, with the preprocessing that the model's configuration states.
 
     Shows its progress on standard error where there is more than one batch.
@@ -24,9 +32,10 @@ def classify(model: Any, paths: Sequence[str | Path], top: int = 5, batch_size: 
         top: How many classes to name.
         batch_size: Images at a time.
 
-    Returns:
+    Yields:
         For each file ``{"image": path, "classes": [{"name": ..., "probability": ...}, ...]}``, most probable first; or
-        ``{"image": path, "error": message}`` for a file that could not be read.
+        ``{"image": path, "error": message}`` for a file that could not be read, or not be made
+        into what the model takes.
     """
     config = resolve_input_data_config(model)
     transform = create_transform(**config, is_training=False)
@@ -39,14 +48,13 @@ def classify(model: Any, paths: Sequence[str | Path], top: int = 5, batch_size: 
             try:
                 images.append(transform(read_image(result["image"], channels=config["input_size"][0])))
                 readable.append(result)
-            except (OSError, UnreadableImageError) as error:
-                result["error"] = str(error)
-        if not images:
-            continue
-        for result, probabilities in zip(readable, model(torch.stack(images)).softmax(-1), strict=True):
+            except ITEM_ERRORS as error:
+                result["error"] = item_error(result["image"], error)
+        found = model(torch.stack(images)).softmax(-1) if images else ()
+        for result, probabilities in zip(readable, found, strict=True):
             best = probabilities.topk(min(top, len(probabilities)))
             result["classes"] = [
                 {"name": names[index] if names else f"class {index}", "probability": round(value, 4)}
                 for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
-    return results
+        yield from batch

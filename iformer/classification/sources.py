@@ -12,16 +12,18 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Value
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import Image
 from timm.data import add_img_extensions, create_reader
+from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from iformer.common.images import EXTENSIONS, UnreadableImageError, decode_image
+from iformer.common.images import EXTENSIONS, UnreadableImageError, decode_image, image_files, is_hidden
 from iformer.training.resumable import seed_from
 
 SPLITS = {
@@ -222,6 +224,41 @@ class ShardedImages(IterableDataset[tuple[Tensor, int]]):
         return decode_image(io.BytesIO(sample[extension]), name, self.channels), label
 
 
+class ClassFolders(Reader):
+    """A folder for each class, as torchvision has it: a class is what lies in a folder and in the folders inside it.
+
+    timm's own reader names classes by the innermost folders, and takes hidden ones for classes too.
+
+    Attributes:
+        samples: File and label of each image, in the natural order of the files' names.
+        class_to_idx: The classes, in the natural order of their names. Images outside of class folders have the class
+            ''.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = str(root)
+        parts = [(str(file), file.relative_to(root).parts) for file in image_files(root)]
+        named = [(file, inner[0] if len(inner) > 1 else "") for file, inner in parts]
+        if not named:
+            raise ValueError(f"Found 0 images ({', '.join(EXTENSIONS)})")
+        ordered = sorted({name for _, name in named}, key=natural_key)
+        self.class_to_idx = {name: label for label, name in enumerate(ordered)}
+        found = sorted(named, key=lambda sample: natural_key(sample[0]))
+        self.samples = [(file, self.class_to_idx[name]) for file, name in found]
+
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        path, label = self.samples[index]
+        return open(path, "rb"), label
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        file = self.samples[index][0]
+        return os.path.basename(file) if basename else file if absolute else os.path.relpath(file, self.root)
+
+
 def choose_split(root: str, reader: str, kind: str, wanted: str | None) -> str | None:
     """The name of the split ``kind`` (train, val or test): the one asked for, or the first usual one that is there.
 
@@ -253,7 +290,13 @@ def available_splits(root: str, reader: str) -> list[str]:
         return sorted(_shard_info(root).get("splits", {}))
     if Path(root).is_file():
         return []
-    return sorted({path.stem for path in Path(root).iterdir() if path.is_dir() or path.suffix == ".tar"})
+    return sorted(
+        {
+            path.stem
+            for path in Path(root).iterdir()
+            if not is_hidden(path.name) and (path.is_dir() or path.suffix == ".tar")
+        }
+    )
 
 
 def _shard_info(root: str) -> dict[str, Any]:
@@ -280,7 +323,7 @@ def open_split(root: str, reader: str, split: str | None) -> tuple[Any, dict[str
             # Not cached: an open file shared by forked workers would be read from the wrong place.
             opened = ReaderImageInTar(str(folder), cache_tarfiles=False)
         else:
-            opened = create_reader("", root=str(folder))
+            opened = ClassFolders(folder)
     except (OSError, RuntimeError, AssertionError, ValueError, tarfile.TarError) as error:
         place = f"{reader} {root}".strip() if reader else folder
         raise ValueError(f"{place}: cannot be read as a set of images ({str(error).splitlines()[0]})") from error
@@ -307,7 +350,7 @@ def _require_images(folder: Path, files: Sequence[str]) -> None:
     """Raise where a class folder is empty, which timm passes over."""
     used = {Path(os.path.relpath(file, folder)).parts[0] for file in files}
     for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in used:
+        if entry.is_dir() and not is_hidden(entry.name) and entry.name not in used:
             raise ValueError(f"{entry}: a class folder without images ({', '.join(EXTENSIONS)})")
 
 

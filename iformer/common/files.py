@@ -1,4 +1,4 @@
-"""Writing files completely or not at all."""
+"""Writing files completely or not at all, and under names of their own."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,3 +67,21 @@ def _is_running(process: int) -> bool:
     except PermissionError:  # another user's
         pass
     return True
+
+
+def distinct_stems(paths: Sequence[Path], longest: int = 200) -> list[str]:
+    """Return a name for what is written about each of ``paths``: its own without extension.
+
+    Where files of several folders share a name it gets a number, and a name of more than ``longest`` bytes is cut: file
+    systems take 255 with all that follows.
+    """
+    taken: dict[str, None] = {}
+    for path in paths:
+        stem = path.stem
+        while len(os.fsencode(stem)) > longest:
+            stem = stem[:-1]
+        name, number = stem, 2
+        while name in taken:
+            name, number = f"{stem}_{number}", number + 1
+        taken[name] = None
+    return list(taken)

@@ -13,7 +13,8 @@ from rich.progress import track
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_input_data_config
 from torch import Tensor
 
-from iformer.common.images import UnreadableImageError, read_image
+from iformer.common.images import read_image
+from iformer.common.terminal import ITEM_ERRORS, item_error, markup
 from iformer.models import saved
 
 
@@ -124,7 +125,7 @@ class ImageFiles:
     Attributes:
         paths: The files.
         batch_size: Images at a time.
-        unreadable: Files that turned out to be no images, and why.
+        unreadable: Files that turned out to be no images, or not to be made into what the model takes, and why.
         available: How many files there were to choose from.
     """
 
@@ -149,11 +150,11 @@ class ImageFiles:
         images: list[Tensor] = []
         readable = 0
         console, few = Console(stderr=True), len(self.paths) <= 2 * self.batch_size
-        for path in track(self.paths, f"Reading for {subject.name}", console=console, disable=few):
+        for path in track(self.paths, f"Reading for {markup(subject.name)}", console=console, disable=few):
             try:
                 images.append(transform(read_image(path, channels=config["input_size"][0])))
-            except (OSError, UnreadableImageError) as error:
-                self.unreadable[path] = str(error)
+            except ITEM_ERRORS as error:
+                self.unreadable[path] = item_error(path, error)
                 continue
             readable += 1
             if len(images) == self.batch_size:

@@ -1,6 +1,6 @@
 """Prediction for image files: the overlay, the label map, and each class's share of the pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import track
 from torchvision import tv_tensors
 
-from iformer.common.images import UnreadableImageError, read_image
+from iformer.common.files import distinct_stems
+from iformer.common.images import read_image
+from iformer.common.terminal import ITEM_ERRORS, item_error
 from iformer.models import saved
 from iformer.segmentation import inference, pictures
 from iformer.segmentation.model import Segmenter, build
@@ -39,8 +41,13 @@ def load(folder: Path, config: dict[str, Any]) -> tuple[Segmenter, EvaluationTra
     return model, transform
 
 
-@torch.inference_mode()
 def segment(folder: Path, config: dict[str, Any], paths: Sequence[Path], output: Path) -> list[dict[str, Any]]:
+    """Return :func:`predictions` for all files."""
+    return list(predictions(folder, config, paths, output))
+
+
+@torch.inference_mode()
+def predictions(folder: Path, config: dict[str, Any], paths: Sequence[Path], output: Path) -> Iterator[dict[str, Any]]:
     """Segment image files, and write ``NAME_overlay.png`` and ``NAME_labels.png`` of each into ``output``.
 
     The label map is a palette image of the file's size, upright, whose values are the classes in the order of
@@ -52,35 +59,33 @@ def segment(folder: Path, config: dict[str, Any], paths: Sequence[Path], output:
         paths: Image files.
         output: Folder, made if it is not there.
 
-    Returns:
+    Yields:
         For each file ``{"image": ..., "overlay": ..., "labels": ..., "classes": [{"name": ..., "share": ...}, ...]}``
         with the shares of the pixels, largest first; or ``{"image": path, "error": message}`` for a file that could not
-        be read.
+        be read or segmented, or whose pictures could not be written.
 
     Raises:
         ValueError: The checkpoint is damaged.
-        OSError: A picture could not be written.
+        OSError: ``output`` could not be made.
     """
     model, transform = load(folder, config)
     output.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = []
-    names = _distinct_names(paths)
+    names = distinct_stems(paths)
     pairs = zip(paths, names, strict=True)
     for path, name in track(pairs, "Segmenting", len(paths), console=Console(stderr=True), disable=len(paths) < 2):
+        files = {"overlay": output / f"{name}_overlay.png", "labels": output / f"{name}_labels.png"}
         try:
             image = np.asarray(read_image(path))
-        except (OSError, UnreadableImageError) as error:
-            results.append({"image": str(path), "error": str(error)})
+            pixels, _ = transform(tv_tensors.Image(torch.from_numpy(image.transpose(2, 0, 1).copy())))
+            logits = inference.logits(model, pixels[None], config["window"], config["flip_test"])
+            labels = inference.labels(logits, image.shape[:2])[0].numpy().astype(np.uint8)
+            pictures.draw_overlay(image, labels, config, files["overlay"])
+            write_labels(labels, config["palette"], files["labels"])
+        except ITEM_ERRORS as error:
+            yield {"image": str(path), "error": item_error(path, error)}
             continue
-        pixels, _ = transform(tv_tensors.Image(torch.from_numpy(image.transpose(2, 0, 1).copy())))
-        logits = inference.logits(model, pixels[None], config["window"], config["flip_test"])
-        labels = inference.labels(logits, image.shape[:2])[0].numpy().astype(np.uint8)
-        files = {"overlay": output / f"{name}_overlay.png", "labels": output / f"{name}_labels.png"}
-        pictures.draw_overlay(image, labels, config, files["overlay"])
-        write_labels(labels, config["palette"], files["labels"])
         written = {kind: str(file) for kind, file in files.items()}
-        results.append({"image": str(path), **written, "classes": _shares(labels, config["class_names"])})
-    return results
+        yield {"image": str(path), **written, "classes": _shares(labels, config["class_names"])}
 
 
 def write_labels(labels: np.ndarray, palette: Sequence[Sequence[int]], file: Path) -> None:
@@ -97,14 +102,3 @@ def _shares(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
         for label in np.argsort(-counts, kind="stable")
         if counts[label]
     ]
-
-
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The files' names without extension; with a number where images of several folders share one."""
-    names: list[str] = []
-    for path in paths:
-        name, number = path.stem, 2
-        while name in names:
-            name, number = f"{path.stem}_{number}", number + 1
-        names.append(name)
-    return names

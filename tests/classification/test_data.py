@@ -371,6 +371,16 @@ class TestClasses:
         with pytest.raises(ValueError, match=r"train/lost\.png: an image outside of class folders"):
             opened(root=str(folder))
 
+    def test_classes_are_the_first_folders_and_hidden_ones_are_none(self, tmp_path: Path) -> None:
+        for place in ("ant/day1", "ant/day2", "bee/day1", "bee/.ipynb_checkpoints", "__MACOSX"):
+            (tmp_path / "set" / place).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (8, 8)).save(tmp_path / "set" / place / f"{number}.png")
+        Image.new("RGB", (8, 8)).save(tmp_path / "set" / "ant" / "._0.png")
+        data = opened(root=str(tmp_path / "set"), val_share=0.25)
+        assert data.class_names == ("ant", "bee")
+        assert sum(len(labels) for _, labels in data.val_dataloader()) == 3
+
     def test_no_images(self, tmp_path: Path) -> None:
         (tmp_path / "set").mkdir()
         with pytest.raises(ValueError, match=r"set: cannot be read.*Found 0 images"):

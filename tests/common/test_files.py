@@ -53,4 +53,4 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path) -> None:
 
 def test_errors_of_other_files_keep_their_names(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="'elsewhere'"), replaced(tmp_path):
-        open("elsewhere")
+        Path("elsewhere").read_bytes()

@@ -1,14 +1,15 @@
 """Reading image files."""
 
 import io
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
-from iformer.common.images import read_image
+from iformer.common.images import UnreadableImageError, find_images, read_image
 
 
 @pytest.fixture
@@ -90,3 +91,74 @@ def test_unreadable_files_are_named(photo: Image.Image, tmp_path: Path) -> None:
             read_image(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         read_image(tmp_path / "missing.png")
+
+
+def test_no_other_format_is_opened_whatever_the_file_is_called(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8))
+    for kind in ("EPS", "PCX", "TGA", "ICO"):
+        picture.save(tmp_path / "a.jpg", kind)
+        with pytest.raises(UnreadableImageError, match=r"a\.jpg: not an image that Pillow can read as one of PNG"):
+            read_image(tmp_path / "a.jpg")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match=r"a\.png: not a file"):
+        read_image(tmp_path / "a.png")
+
+
+RAMP = np.linspace(0, 1, 64).reshape(8, 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*(stretched|taken for 12 bits)")
+@pytest.mark.parametrize(
+    "values",
+    [
+        RAMP.astype(np.float32),
+        (RAMP * 255).astype(np.float32),
+        (RAMP * 7 - 3).astype(np.float32),
+        (RAMP * 255).astype(np.int32),
+        (RAMP * 65535).astype(np.int32),
+        (RAMP * 100_000).astype(np.int32),
+        (RAMP * 4095).astype(np.uint16),
+        (RAMP * 65535).astype(np.uint16),
+    ],
+    ids=["float-1", "float-255", "float-negative", "int-255", "int-65535", "int-100000", "12-bit", "16-bit"],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_ramp_of_any_type_is_a_ramp(values: np.ndarray, channels: int, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / "ramp.tif")
+    found = np.asarray(read_image(tmp_path / "ramp.tif", channels), dtype=float).reshape(8, 8, channels)
+    assert np.abs(found - 255 * RAMP[..., None]).max() <= 1.5
+
+
+def test_constant_and_broken_floats(tmp_path: Path) -> None:
+    values = np.array([[np.nan, np.inf], [0.5, 1.0]], np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert np.asarray(read_image(tmp_path / "a.tif", 1)).tolist() == [[0, 0], [128, 255]]
+    Image.fromarray(np.full((4, 4), -7.0, np.float32)).save(tmp_path / "b.tif")
+    with pytest.warns(UserWarning, match=r"b\.tif: values from -7 to -7 are stretched"):
+        assert np.asarray(read_image(tmp_path / "b.tif", 1)).max() == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lab(channels: int, tmp_path: Path) -> None:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    to_lab = ImageCms.buildTransform(srgb, lab, "RGB", "LAB")
+    converted = ImageCms.applyTransform(Image.new("RGB", (8, 8), "gray"), to_lab)
+    assert converted is not None
+    converted.save(tmp_path / "lab.tif")
+    found = np.asarray(read_image(tmp_path / "lab.tif", channels)).astype(int)
+    assert abs(found - 128).max() < 12
+
+
+def test_hidden_files_are_passed_over_and_links_followed_once(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png", ".ipynb_checkpoints/a.png", "__MACOSX/a.png", "@eaDir/a.png", "real/b.png"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "set" / name)
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "elsewhere" / "c.png")
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "real" / "loop").symlink_to(tmp_path / "set")
+    found = find_images([tmp_path / "set"])
+    assert [str(path.relative_to(tmp_path / "set")) for path in found] == ["a.png", "linked/c.png", "real/b.png"]
