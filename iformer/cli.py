@@ -194,11 +194,11 @@ def predict(
     if config["task"] == "segmentation":
         from iformer.segmentation.predict import predictions as segmentations
 
-        found = segmentations(folder, config, files, output)
+        found: Iterable[dict[str, Any]] = segmentations(folder, config, files, output)
     elif config["task"] == "detection":
-        from iformer.detection.predict import coco_document, detect
+        from iformer.detection.predict import coco_document, detections
 
-        found = detect(folder, config, files, output, threshold)
+        found = detections(folder, config, files, output, threshold)
     else:
         from iformer.classification.predict import predictions as classifications
 
@@ -304,17 +304,18 @@ def analyze(
 def convert(
     released: Annotated[Path, typer.Argument(metavar="RELEASED.pth", help="A checkpoint of the authors' release.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="Its model, where the file's name does not say.")] = "",
     as_json: Json = False,
 ) -> None:
     """Rewrite a released checkpoint as safetensors for today's timm, without running code from it."""
     from iformer.models.saved import convert_official
 
-    preset = convert_official(released, out)
+    preset, reason = convert_official(released, out, model)
     if as_json:
-        print(json.dumps({"model": preset, "file": str(out)}))
+        print(json.dumps({"model": preset, "reason": reason, "file": str(out)}))
     else:
         say(
-            f"{out}: {preset}",
+            f"{out}: {preset}, {reason}",
             f'Use it: timm.create_model("{preset.split(".")[0]}", pretrained=True, '
             f'pretrained_cfg_overlay=dict(file="{out}"))',
         )

@@ -253,9 +253,7 @@ class ImageData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented batches; from where the trainer stands."""
-        trainer: Any = self.trainer
-        epoch, batch = position(trainer) if trainer else (0, 0)
-        return self._loader("train", self.train_transform(), self.settings.batch_size, epoch, batch)
+        return self._loader("train", self.train_transform(), self.settings.batch_size)
 
     def val_dataloader(self) -> DataLoader:
         """Every validation image once."""
@@ -265,7 +263,7 @@ class ImageData(lightning.LightningDataModule):
         """Every test image once."""
         return self._loader("test", self.eval_transform(), self.settings.eval_batch_size or self.settings.batch_size)
 
-    def _loader(self, kind: str, transform: Transform, batch_size: int, epoch: int = 0, batch: int = 0) -> DataLoader:
+    def _loader(self, kind: str, transform: Transform, batch_size: int) -> DataLoader:
         settings, seed = self.settings, run_seed()
         reader, labels, indices = self._parts[kind]
         streamed, training = settings.reader == "wds", kind == "train"
@@ -283,6 +281,7 @@ class ImageData(lightning.LightningDataModule):
             images = ShardedImages(
                 reader, self.num_classes, transform, settings.in_chans, tolerance, batches, batch_size, seed, *ranks
             )
+            epoch = position(self.trainer)[0] if training and self.trainer else 0
             return ShardLoader(images, batch_size=batch_size, epoch=epoch, **options)
         dataset = LabelledImages(reader, labels, indices, transform, settings.in_chans, tolerance)
         sampler = ResumableBatchSampler(
@@ -294,7 +293,8 @@ class ImageData(lightning.LightningDataModule):
             drop_last=training,
             repeats=settings.repeats if training else 1,
         )
-        sampler.start(epoch, batch)
+        if training and self.trainer:
+            sampler.begin_with(self.trainer)
         return DataLoader(SeededDataset(dataset, seed), batch_sampler=sampler, **options)
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import FashionMNIST
 from torchvision.datasets.utils import download_url
 
-from iformer.training.resumable import ResumableBatchSampler, SampleKey, position, run_seed, seed_from
+from iformer.training.resumable import ResumableBatchSampler, SampleKey, run_seed, seed_from
 
 # SHA-256 of each file's content (the mirrors and Debian compress the same content differently).
 FASHION_MNIST = {
@@ -97,7 +97,7 @@ class FashionMNISTData(lightning.LightningDataModule):
             len(labels), batch_size, run_seed(), *ranks, shuffle=training, drop_last=training
         )
         if training and self.trainer is not None:
-            batches.start(*position(self.trainer))
+            batches.begin_with(self.trainer)
         dataset = _Batches(images, labels, self, augment=training)
         # batch_size=None: the sampler hands over the keys of a batch, and the dataset returns the batch as one.
         return DataLoader(dataset, sampler=batches, batch_size=None)

@@ -132,11 +132,12 @@ def _samples(model: Any, folder: Path) -> list[tuple[Path, int]]:
     names = list(model.pretrained_cfg.get("label_names") or [])
     if not names and model.num_classes == 1000:
         names = list(ImageNetInfo().label_names())
-    paths = find_images([folder])
-    unknown = sorted({path.parent.name for path in paths} - set(names))
+    # As in training, a class is all that lies in a folder and in the folders inside it.
+    named = [(path, path.relative_to(folder).parts[0]) for path in find_images([folder])]
+    unknown = sorted({name for _, name in named} - set(names))
     if unknown:
         raise ValueError(f"{folder}: {unknown[0]} is not a class of the model, expected folders of {names[:10]}")
-    return [(path, names.index(path.parent.name)) for path in paths]
+    return [(path, names.index(name)) for path, name in named]
 
 
 def _batches(model: Any, samples: list[tuple[Path, int]]) -> Batches:

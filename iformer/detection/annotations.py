@@ -1,6 +1,9 @@
 """COCO annotation files: images, boxes and masks, and the classes' names."""
 
 import json
+import math
+from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,9 @@ import torch
 from faster_coco_eval.core import mask as rle
 from torch import Tensor
 
+KEYS = ("images", "annotations", "categories")
+FLAGS: dict[Any, int] = {None: 0, 0: 0, 1: 1, "": 0, "0": 0, "1": 1, "false": 0, "true": 1}  # False is 0, and 0.0 too
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -19,65 +25,232 @@ class Annotations:
     Attributes:
         path: The file.
         images: Its images, in its order: ``id``, ``file_name``, ``height``, ``width``...
-        objects: Annotations of each image, by its ``id``.
+        objects: Annotations of each image, by its ``id``, as :func:`read` has cleaned them.
         category_ids: Of the classes, ascending; label k of a detector, counted from 1, is ``category_ids[k - 1]``.
         class_names: Of the classes, in the same order.
     """
 
     path: Path
     images: list[dict[str, Any]]
-    objects: dict[int, list[dict[str, Any]]]
+    objects: dict[int | str, list[dict[str, Any]]]
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
+
+    def unlearnable(self) -> Counter[str]:
+        """How many annotations training cannot learn from, by the reason, as far as the file itself says."""
+        reasons = (_unlearnable(item, image) for image in self.images for item in self.objects[image["id"]])
+        return Counter(reason for reason in reasons if reason)
 
 
 def read(path: Path, limit: int | None = None) -> Annotations:
     """Read an annotation file, or only what is about its first ``limit`` images.
 
+    What is plainly meant is understood: ids as strings; ``iscrowd`` as a string, a boolean or null, and ``area`` null,
+    as if they were absent; polygons as lists of points, and a polygon outside of a list of polygons.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is not in COCO's format, or contradicts itself; says where.
     """
-    try:
-        content = json.loads(path.read_bytes())
-        images, annotations = content["images"], content["annotations"]
-        names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
-        objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images}
-        sizes = [(image["file_name"], image["width"], image["height"]) for image in images]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file (annotations in COCO's format)") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not annotations in COCO's format ({error})") from error
-    except KeyError as error:
-        raise ValueError(f"{path}: not annotations in COCO's format (no key {error})") from error
+    content = _parse(path)
+    names = _names(content["categories"], path)
+    images = _images(content["images"], path)
     if not names or not images:
         raise ValueError(f"{path}: {len(images)} images and {len(names)} categories, expected one or more of each")
-    if len(objects) < len(images):
-        raise ValueError(f"{path}: {len(images)} images, but only {len(objects)} ids, expected one of each image's own")
-    for name, *size in sizes:
-        if not all(isinstance(side, (int, float)) and side > 0 for side in size):
+    if len(images) < len(content["images"]):
+        raise ValueError(
+            f"{path}: {len(content['images'])} images, but only {len(images)} ids, expected one of each image's own"
+        )
+    objects: dict[int | str, list[dict[str, Any]]] = {number: [] for number in images}
+    boxes_in_pixels = polygons_in_pixels = False
+    for place, annotation in enumerate(content["annotations"]):
+        content["annotations"][place] = None  # of a million polygons, those as lists go as those as arrays come
+        try:
+            item = _clean(annotation, names, images)
+        except ValueError as error:
+            number = annotation.get("id") if isinstance(annotation, dict) else None
+            name = f"annotations[{place}]" if number is None else f"annotation {number}"
+            raise ValueError(f"{path}: {name} {error}") from None
+        objects[item["image_id"]].append(item)
+        outlines = item["segmentation"]
+        boxes_in_pixels = boxes_in_pixels or max(item["bbox"]) > 1
+        polygons_in_pixels = polygons_in_pixels or isinstance(outlines, dict) or any(max(part) > 1 for part in outlines)
+    given = [item for items in objects.values() for item in items]
+    if not boxes_in_pixels and any(value % 1 for item in given for value in item["bbox"]):
+        raise ValueError(f"{path}: every bbox lies between 0 and 1, like shares of the image's sides; expected pixels")
+    if not polygons_in_pixels and any(value % 1 for item in given for part in item["segmentation"] for value in part):
+        raise ValueError(f"{path}: every polygon lies between 0 and 1, like shares of the sides; expected pixels")
+    ids, kept = tuple(sorted(names)), list(images.values())[:limit]
+    return Annotations(
+        path, kept, {image["id"]: objects[image["id"]] for image in kept}, ids, tuple(names[i] for i in ids)
+    )
+
+
+def _parse(path: Path) -> dict[str, list[Any]]:
+    """The file's lists.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: They are not there.
+    """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path}: not a file (annotations in COCO's format)")
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file (annotations in COCO's format)") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not annotations in COCO's format ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not annotations in COCO's format (no keys, expected {', '.join(KEYS)})")
+    for key in KEYS:
+        if key not in content:
+            raise ValueError(f"{path}: not annotations in COCO's format (no key '{key}')")
+        if not isinstance(content[key], list):
+            shown = json.dumps(content[key])[:40]
+            raise ValueError(f"{path}: not annotations in COCO's format ({key} is {shown}, expected a list)")
+    return content
+
+
+def _names(categories: list[Any], path: Path) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for category in categories:
+        entry = _entry(category, ("id", "name"), "category", path)
+        number, name = _id(entry["id"]), entry["name"]
+        if not isinstance(number, int) or not isinstance(name, str):
+            raise ValueError(f"{path}: a category has id {entry['id']!r} and name {name!r}, expected number and text")
+        if names.setdefault(number, name) != name:
+            raise ValueError(f"{path}: category {number} has two names, {names[number]} and {name}")
+    return names
+
+
+def _images(entries: list[Any], path: Path) -> dict[int | str, dict[str, Any]]:
+    images: dict[int | str, dict[str, Any]] = {}
+    for entry in entries:
+        image = _entry(entry, ("id", "file_name", "width", "height"), "image", path)
+        number, name, size = _id(image["id"]), image["file_name"], [image["width"], image["height"]]
+        if number is None or not isinstance(name, str):
+            raise ValueError(f"{path}: an image has id {image['id']!r} and file_name {name!r}, expected id and text")
+        if not all(type(side) in (int, float) and 0 < side < math.inf for side in size):
             raise ValueError(f"{path}: {name} has width and height {size}, expected two numbers above 0")
-    for annotation in annotations:
-        _check(annotation, names, objects, path)
-        objects[annotation["image_id"]].append(annotation)
-    ids = tuple(sorted(names))
-    return Annotations(path, images[:limit], objects, ids, tuple(names[i] for i in ids))
+        image["id"] = number
+        images[number] = image
+    return images
 
 
-def _check(annotation: Any, names: dict[int, str], objects: dict[int, Any], path: Path) -> None:
-    """Raise ValueError where an annotation cannot be used."""
+def _entry(entry: Any, keys: Sequence[str], kind: str, path: Path) -> dict[str, Any]:
+    """``entry``, if it has the keys."""
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"{path}: not annotations in COCO's format ({kind} {str(entry)[:40]}, expected keys and values)"
+        )
+    for key in keys:
+        if key not in entry:
+            name = entry.get("file_name", entry.get("name", entry.get("id")))
+            raise ValueError(f"{path}: not annotations in COCO's format (no key '{key}' in {kind} {name})")
+    return entry
+
+
+def _id(value: Any) -> int | str | None:
+    """An id as it is compared: a whole number, also where it is written as text; other text; None for what is none."""
+    if type(value) is int:
+        return value
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() and len(value) < 20 else value
+    return None
+
+
+def _clean(annotation: Any, names: dict[int, str], images: dict[int | str, dict[str, Any]]) -> dict[str, Any]:
+    """What of an annotation is used, each value of one type.
+
+    Raises:
+        ValueError: It cannot be used; says why.
+    """
     if not isinstance(annotation, dict):
-        raise ValueError(f"{path}: an annotation is {str(annotation)[:40]}, expected keys and values")
-    name = f"{path}: annotation {annotation.get('id')}"
-    if annotation.get("category_id") not in names:
-        raise ValueError(f"{name} has category_id {annotation.get('category_id')}, which is not among the categories")
-    if annotation.get("image_id") not in objects:
-        raise ValueError(f"{name} has image_id {annotation.get('image_id')}, which is not among the images")
+        raise ValueError(f"an annotation is {str(annotation)[:40]}, expected keys and values")
+    category, number = _id(annotation.get("category_id")), _id(annotation.get("image_id"))
+    if category not in names:
+        raise ValueError(f"has category_id {annotation.get('category_id')}, which is not among the categories")
+    if number not in images:
+        raise ValueError(f"has image_id {annotation.get('image_id')}, which is not among the images")
     box = annotation.get("bbox")
     if not isinstance(box, list) or [type(value) in (int, float) for value in box] != [True] * 4:
-        raise ValueError(f"{name} has no bbox of four numbers")
+        raise ValueError("has no bbox of four numbers")
+    if not math.isfinite(sum(box)) or box[2] < 0 or box[3] < 0:
+        raise ValueError(f"has bbox {box}, expected left, top, and a width and height that are not negative")
     if not annotation.get("segmentation"):
-        raise ValueError(f"{name} has no segmentation, which Mask R-CNN learns from")
+        raise ValueError("has no segmentation, which Mask R-CNN learns from")
+    crowd, area = annotation.get("iscrowd"), annotation.get("area")
+    flag = crowd.lower() if isinstance(crowd, str) else crowd
+    if isinstance(flag, (list, dict)) or flag not in FLAGS:
+        raise ValueError(f"has iscrowd {str(crowd)[:40]}, expected 0 or 1")
+    if area is not None and (type(area) not in (int, float) or not 0 <= area < math.inf):
+        raise ValueError(f"has area {str(area)[:40]}, expected a number of pixels, or none")
+    image = images[number]
+    try:
+        outlines = _outlines(annotation["segmentation"], [image["height"], image["width"]])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"has a segmentation that is none ({error})") from None
+    return {
+        "id": annotation.get("id"),
+        "image_id": number,
+        "category_id": category,
+        "bbox": box,
+        "iscrowd": FLAGS[flag],
+        "area": area or 0,  # for which evaluation counts the mask's pixels
+        "segmentation": outlines,
+    }
+
+
+def _outlines(segmentation: Any, size: list[int]) -> Any:
+    """Run lengths as they are, or polygons as arrays x, y, x, y... without those of fewer than three points.
+
+    Raises:
+        TypeError, ValueError, OverflowError: They are neither.
+    """
+    if isinstance(segmentation, dict):
+        counts = segmentation.get("counts")
+        if list(segmentation.get("size", ())) != size:
+            raise ValueError(f"run lengths of {segmentation.get('size')} pixels, expected {size}")
+        if isinstance(counts, list) and (min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]):
+            raise ValueError(f"decoded {sum(counts)} pixels, expected {size[0] * size[1]} and no negative counts")
+        if not isinstance(counts, (list, str)):
+            raise ValueError("no counts")
+        return segmentation
+    if not isinstance(segmentation, list):
+        raise ValueError("expected polygons or run lengths")
+    if not isinstance(segmentation[0], list) or all(_is_point(part) for part in segmentation):
+        segmentation = [segmentation]  # the one polygon by itself
+    outlines = []
+    for polygon in segmentation:
+        points = isinstance(polygon, list) and bool(polygon) and isinstance(polygon[0], list)
+        if points and not all(_is_point(part) for part in polygon):
+            raise ValueError("expected points of two numbers")
+        numbers = array("d", [value for point in polygon for value in point] if points else polygon)
+        if len(numbers) % 2 or not math.isfinite(sum(numbers)):
+            raise ValueError("expected polygons of finite numbers x, y, x, y...")
+        if len(numbers) >= 6:  # fewer points enclose nothing
+            outlines.append(numbers)
+    return outlines
+
+
+def _is_point(part: Any) -> bool:
+    return isinstance(part, list) and len(part) == 2 and not isinstance(part[0], list)
+
+
+def _unlearnable(item: dict[str, Any], image: dict[str, Any]) -> str | None:
+    """Why training learns nothing from an annotation, if so."""
+    if item["iscrowd"]:
+        return "crowd regions (iscrowd 1)"
+    left, top, width, height = item["bbox"]
+    right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
+    if right - max(left, 0) < 1 or bottom - max(top, 0) < 1:
+        return "boxes of less than a pixel in the image"
+    if not item["segmentation"]:
+        return "polygons of fewer than three points"
+    return None
 
 
 def targets(objects: Sequence[dict[str, Any]], category_ids: Sequence[int], size: tuple[int, int]) -> dict[str, Tensor]:
@@ -123,9 +296,8 @@ def decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         compressed = not isinstance(segmentation["counts"], list)
         encoded = segmentation if compressed else rle.frPyObjects(segmentation, height, width)
     else:
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]  # fewer points enclose nothing
-        if not polygons:
+        if not segmentation:
             return np.zeros(size, np.uint8)
-        encoded = rle.merge(rle.frPyObjects(polygons, height, width))
+        encoded = rle.merge(rle.frPyObjects([list(polygon) for polygon in segmentation], height, width))
     mask: np.ndarray = rle.decode(encoded)
     return np.ascontiguousarray(mask)

@@ -1,5 +1,6 @@
 """The datamodule of detection: images with annotations in COCO's format, joint transforms, batches by aspect ratio."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from torchvision.transforms import v2
 
 from iformer.common.images import UnreadableImageError, read_image
 from iformer.detection.annotations import Annotations, read, targets
-from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
+from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
 from iformer.training.workers import leave_signals_to_the_run
 
 Sample = tuple[Tensor, dict[str, Tensor]]
+
+MUCH = 0.05  # of the annotations: where training learns nothing from more of them, it says so
+
+logger = logging.getLogger(__name__)
 
 
 class CocoData(lightning.LightningDataModule):
@@ -25,7 +30,8 @@ class CocoData(lightning.LightningDataModule):
     Batches are N images ``(3, H, W)`` of their own size with values from 0 to 1, and N targets, see
     :func:`iformer.detection.annotations.targets`: the detector resizes and normalises. Training learns nothing from
     crowd regions, from boxes narrower than a pixel and from empty masks; evaluation takes the annotations as they
-    stand, and ignores what is found in crowd regions. Images without annotations are background.
+    stand, and ignores what is found in crowd regions. Images without annotations are background. An image is turned
+    upright where only that makes it of the annotated size.
 
     Args:
         root: Folder that the other paths begin from.
@@ -76,7 +82,8 @@ class CocoData(lightning.LightningDataModule):
 
         Raises:
             FileNotFoundError: There is no such annotation file, or folder of images.
-            ValueError: A file is not in COCO's format, or training and validation differ in their classes.
+            ValueError: A file is not in COCO's format, or training and validation differ in their classes, or there is
+                nothing to learn from.
         """
         self._splits = {"val": self._open("val")}
         if stage in (None, "fit"):
@@ -85,6 +92,7 @@ class CocoData(lightning.LightningDataModule):
             if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
                 odd = sorted(set(train.class_names) ^ set(val.class_names)) or ["their ids"]
                 raise ValueError(f"{val.path}: its classes are not those of {train.path}: {', '.join(odd[:5])} differ")
+            _require_learnable(train)
         annotations = self._splits["val"].annotations
         self.class_names, self.category_ids = annotations.class_names, annotations.category_ids
 
@@ -98,8 +106,7 @@ class CocoData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented batches; from where the trainer stands."""
-        trainer: Any = self.trainer
-        return self._loader("train", self.batch_size, *(position(trainer) if trainer else (0, 0)))
+        return self._loader("train", self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
         """Every validation image once."""
@@ -109,7 +116,7 @@ class CocoData(lightning.LightningDataModule):
         """The validation images: COCO's test annotations are not public."""
         return self.val_dataloader()
 
-    def _loader(self, split: str, batch_size: int, epoch: int = 0, batch: int = 0) -> DataLoader:
+    def _loader(self, split: str, batch_size: int) -> DataLoader:
         images, workers = self._splits[split], self.settings.num_workers
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": collate}
@@ -120,8 +127,27 @@ class CocoData(lightning.LightningDataModule):
             batches: ResumableBatchSampler = AspectBatchSampler(images.wide(), batch_size, seed, *ranks)
         else:
             batches = ResumableBatchSampler(len(images), batch_size, seed, *ranks, shuffle=False, drop_last=False)
-        batches.start(epoch, batch)
+        if split == "train" and self.trainer:
+            batches.begin_with(self.trainer)
         return DataLoader(SeededDataset(images, seed), batch_sampler=batches, **options)
+
+
+def _require_learnable(annotations: Annotations) -> None:
+    """Say how many annotations training learns nothing from, if they are many.
+
+    Raises:
+        ValueError: They are all.
+    """
+    path, images = annotations.path, f"{len(annotations.images)} images"
+    total = sum(len(annotations.objects[image["id"]]) for image in annotations.images)
+    if not total:
+        raise ValueError(f"{path}: nothing to learn from, no annotations of its {images}")
+    reasons = annotations.unlearnable()
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    if reasons.total() == total:
+        raise ValueError(f"{path}: nothing to learn from, all {total} annotations of its {images} are left out: {told}")
+    if reasons.total() > MUCH * total:
+        logger.warning("%s: training leaves out %d of %d annotations: %s", path, reasons.total(), total, told)
 
 
 class CocoImages(Dataset[Sample]):
@@ -150,13 +176,16 @@ class CocoImages(Dataset[Sample]):
         """Image ``(3, H, W)`` with values from 0 to 1, and target.
 
         Raises:
-            UnreadableImageError: The file is missing or damaged, or its size is not the annotated one, or a mask is
-                damaged.
+            UnreadableImageError: The file is missing or damaged, or its size is not the annotated one, neither as it is
+                stored nor upright, or a mask is damaged.
         """
         entry = self.annotations.images[index]
         path = self.folder / entry["file_name"]
         try:
             image = read_image(path, upright=False)
+            if image.size != (entry["width"], entry["height"]):  # annotated as a viewer shows it, turned upright
+                stored, image = image, read_image(path)
+                image = image if image.size == (entry["width"], entry["height"]) else stored
         except FileNotFoundError as error:
             raise UnreadableImageError(f"{error}, though {self.annotations.path} names it") from None
         if image.size != (entry["width"], entry["height"]):

@@ -1,10 +1,16 @@
 """COCO's average precision."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import torch.distributed
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
+from torchvision.ops import box_convert
+
+from iformer.detection.masks import run_lengths
 
 KINDS = {"box": "bbox", "mask": "segm"}
 SUMMARY = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
@@ -30,10 +36,22 @@ class AveragePrecision(MeanAveragePrecision):
         )
         self.warn_on_many_detections = False
 
-    def update(self, preds: list[dict[str, Tensor]], target: list[dict[str, Tensor]]) -> None:
-        """Add images; masks of detections are probabilities ``(n, 1, H, W)``."""
-        found = [{**image, "masks": image["masks"][:, 0] > 0.5} for image in preds]
-        super().update(found, [{**image, "masks": image["masks"].bool()} for image in target])
+    def update(self, preds: list[dict[str, Any]], target: list[dict[str, Tensor]]) -> None:
+        """Add images; masks of detections are probabilities ``(n, 1, H, W)``, or an iterator of ``(H, W)`` of bool.
+
+        What torchmetrics' own does, but with a mask at a time.
+        """
+        for found, wanted in zip(preds, target, strict=True):
+            masks = found["masks"][:, 0] > 0.5 if isinstance(found["masks"], Tensor) else found["masks"]
+            self.detection_box.append(box_convert(found["boxes"], "xyxy", "xywh"))
+            self.detection_mask.append(_encoded(masks))
+            self.detection_labels.append(found["labels"])
+            self.detection_scores.append(found["scores"])
+            self.groundtruth_box.append(box_convert(wanted["boxes"], "xyxy", "xywh"))
+            self.groundtruth_mask.append(_encoded(wanted["masks"]))
+            self.groundtruth_labels.append(wanted["labels"])
+            self.groundtruth_crowds.append(wanted["iscrowd"])
+            self.groundtruth_area.append(wanted["area"])
 
     def summary(self) -> dict[str, float]:
         """``box_ap``, ``box_ap50``, ``box_ap75``, ``box_ap_small`` and so on, from 0 to 1, and the same of masks.
@@ -66,3 +84,9 @@ class AveragePrecision(MeanAveragePrecision):
         torch.distributed.all_gather_object(gathered, states)
         for name in self._defaults:
             setattr(self, name, [item for rank in gathered for item in rank[name]])
+
+
+def _encoded(masks: Iterable[Tensor]) -> Any:
+    """Run lengths as torchmetrics keeps those of an image."""
+    encoded = map(run_lengths, masks)
+    return tuple((tuple(mask["size"]), mask["counts"]) for mask in encoded)

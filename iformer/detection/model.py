@@ -12,6 +12,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, RPNHead, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -79,6 +80,21 @@ class Detector(MaskRCNN):
     itself. In training, with targets (``boxes`` as corners, ``labels`` from 1, ``masks``), returns the losses; in
     evaluation ``boxes``, ``labels``, ``scores`` and ``masks`` ``(n, 1, H, W)`` in the images' own pixels.
     """
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None, paste: bool = True) -> Any:
+        """See the class; without ``paste``, ``masks`` are ``(n, 1, 28, 28)``, each in its box.
+
+        :func:`iformer.detection.masks.pasted` pastes them one at a time.
+        """
+        if paste:
+            return super().forward(images, targets)
+        inputs, _ = self.transform(images)
+        features = self.backbone(inputs.tensors)
+        proposals, _ = self.rpn(inputs, features)
+        found, _ = self.roi_heads(features, proposals, inputs.image_sizes)
+        for objects, inner, image in zip(found, inputs.image_sizes, images, strict=True):
+            objects["boxes"] = resize_boxes(objects["boxes"], inner, image.shape[-2:])
+        return found
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -1,14 +1,14 @@
 """Pictures of detections."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import draw_segmentation_masks
 
 from iformer.common.plotting import short
 
@@ -22,23 +22,27 @@ def colour(label: int) -> Colour:
 
 
 def draw(
-    image: Tensor, boxes: Tensor, masks: Tensor, labels: Tensor, scores: Tensor, names: Sequence[str], file: Path
+    image: Tensor,
+    boxes: Tensor,
+    masks: Iterable[Tensor],
+    labels: Tensor,
+    scores: Tensor,
+    names: Sequence[str],
+    file: Path,
 ) -> None:
     """Write ``image`` with objects: masks in the colours of their classes, boxes, and names with scores.
 
     Args:
         image: ``(3, H, W)`` of uint8.
         boxes: ``(n, 4)`` corners, best object first.
-        masks: ``(n, H, W)`` of bool.
+        masks: n masks ``(H, W)`` of bool.
         labels: ``(n,)`` from 1.
         scores: ``(n,)``.
         names: Of the objects; there may be more of them.
         file: To write.
     """
     colours = [colour(label) for label in labels.tolist()]
-    if len(boxes):
-        image = draw_segmentation_masks(image, masks, alpha=0.45, colors=colours)
-    picture = to_pil_image(image)
+    picture = to_pil_image(_blended(image, masks, colours))
     pen = ImageDraw.Draw(picture)
     size = max(11, round(max(picture.size) / 50))
     font = ImageFont.truetype(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
@@ -51,6 +55,20 @@ def draw(
         text = f"{short(names[i])} {scores[i]:.0%}"
         written.append(_write(pen, text, _inside(box, picture), colours[i], font, picture.size, written))
     picture.save(file, quality=92)
+
+
+def _blended(image: Tensor, masks: Iterable[Tensor], colours: Sequence[Colour]) -> Tensor:
+    """``image`` with colours where there is a mask, and darkened where there are several; holds a mask at a time."""
+    covered = torch.zeros(image.shape[1:], dtype=torch.uint8)
+    drawn = image.clone()
+    for mask, hue in zip(masks, colours, strict=True):
+        drawn[:, mask] = torch.tensor(hue, dtype=torch.uint8)[:, None]
+        covered = (covered + mask).clamp_(max=2)
+    drawn[:, covered > 1] = 0
+    for channel, blend in zip(image, drawn, strict=True):  # of a channel at a time, because numbers are four bytes
+        channel_blend = channel * 0.55 + blend * 0.45
+        blend.copy_(torch.where(covered > 0, channel_blend, channel))
+    return drawn
 
 
 def _inside(box: Sequence[float], picture: Image.Image) -> tuple[float, float, float, float]:

@@ -1,18 +1,19 @@
 """Detection in image files: what is there, and a picture of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from faster_coco_eval.core import mask as rle
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from iformer.common.images import UnreadableImageError, read_image
+from iformer.common.files import distinct_stems
+from iformer.common.images import read_image
+from iformer.common.terminal import ITEM_ERRORS, item_error
+from iformer.detection.masks import from_run_lengths, pasted, run_lengths
 from iformer.detection.model import Detector, mask_rcnn
 from iformer.detection.pictures import draw
 from iformer.models import saved
@@ -39,10 +40,17 @@ def load(folder: Path, config: dict[str, Any]) -> Detector:
     return model
 
 
-@torch.inference_mode()
 def detect(
     folder: Path, config: dict[str, Any], paths: Sequence[Path], output: Path, threshold: float = 0.5
 ) -> list[dict[str, Any]]:
+    """Return :func:`detections` in all files."""
+    return list(detections(folder, config, paths, output, threshold))
+
+
+@torch.inference_mode()
+def detections(
+    folder: Path, config: dict[str, Any], paths: Sequence[Path], output: Path, threshold: float = 0.5
+) -> Iterator[dict[str, Any]]:
     """Detect objects in image files, and write a picture ``NAME.jpg`` of each into ``output``.
 
     Coordinates are pixels of the upright image. Shows its progress on standard error where there is more than one.
@@ -54,59 +62,57 @@ def detect(
         output: Folder, made if it is not there.
         threshold: Least score of the objects that are drawn; the results hold all.
 
-    Returns:
+    Yields:
         For each file ``image``, ``picture``, ``height``, ``width`` and ``objects``, best first, each as COCO describes
         it (``category_id``, ``bbox`` as left, top, width and height, ``segmentation`` in run lengths, ``area``) with
-        its ``name`` and ``score``; or ``{"image": path, "error": message}`` for a file that could not be read.
+        its ``name`` and ``score``; or ``{"image": path, "error": message}`` for a file that could not be read or that
+        the detector cannot take, or whose picture could not be written.
 
     Raises:
         ValueError: The checkpoint is damaged.
-        OSError: A picture could not be written.
+        OSError: ``output`` could not be made.
     """
     model = load(folder, config)
     output.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = []
-    taken: set[str] = set()
-    for path in track(paths, "Detecting", console=Console(stderr=True), disable=len(paths) < 2):
+    pairs = zip(paths, distinct_stems(paths), strict=True)
+    for path, name in track(pairs, "Detecting", len(paths), console=Console(stderr=True), disable=len(paths) < 2):
+        picture = output / f"{name}.jpg"
         try:
             image = pil_to_tensor(read_image(path))
-        except (OSError, UnreadableImageError) as error:
-            results.append({"image": str(path), "error": str(error)})
+            height, width = image.shape[1:]
+            (found,) = model([image / 255], paste=False)
+            described = objects(found, (height, width), config)
+            seen = found["scores"] >= threshold
+            masks = (from_run_lengths(described[i]["segmentation"]) for i in seen.nonzero()[:, 0].tolist())
+            names = [item["name"] for item, drawn in zip(described, seen.tolist(), strict=True) if drawn]
+            draw(image, found["boxes"][seen], masks, found["labels"][seen], found["scores"][seen], names, picture)
+        except ITEM_ERRORS as error:
+            yield {"image": str(path), "error": item_error(path, error)}
             continue
-        (found,) = model([image / 255])
-        masks = found["masks"][:, 0] > 0.5
-        picture = output / f"{_distinct(path.stem, taken)}.jpg"
-        seen = found["scores"] >= threshold
-        names = [config["class_names"][label - 1] for label in found["labels"].tolist()]
-        draw(image, found["boxes"][seen], masks[seen], found["labels"][seen], found["scores"][seen], names, picture)
-        height, width = image.shape[1:]
         size = {"height": height, "width": width}
-        results.append(
-            {"image": str(path), "picture": str(picture), **size, "objects": objects(found, masks, names, config)}
-        )
-    return results
+        yield {"image": str(path), "picture": str(picture), **size, "objects": described}
 
 
-def objects(found: dict[str, Tensor], masks: Tensor, names: Sequence[str], config: dict[str, Any]) -> list[dict]:
+def objects(found: dict[str, Tensor], size: tuple[int, int], config: dict[str, Any]) -> list[dict]:
     """The detector's outputs for an image, as COCO describes objects.
 
     Args:
-        found: ``boxes`` as corners, ``labels`` from 1, ``scores``.
-        masks: ``(n, H, W)`` of bool.
-        names: Of the objects.
-        config: With ``category_ids``.
+        found: ``boxes`` as corners, ``labels`` from 1, ``scores``, ``masks`` in the boxes.
+        size: Height and width of the image.
+        config: With ``category_ids`` and ``class_names``.
     """
     described = []
-    for i, (left, top, right, bottom) in enumerate(found["boxes"].tolist()):
-        encoded = rle.encode(np.asfortranarray(masks[i].numpy().astype(np.uint8)))
+    for i, (mask, box) in enumerate(zip(pasted(found, size), found["boxes"].tolist(), strict=True)):
+        left, top, right, bottom = box
+        encoded, label = run_lengths(mask), int(found["labels"][i])
         counts = encoded["counts"]
         described.append(
             {
-                "name": names[i],
+                "name": config["class_names"][label - 1],
                 "score": round(float(found["scores"][i]), 4),
-                "category_id": config["category_ids"][int(found["labels"][i]) - 1],
+                "category_id": config["category_ids"][label - 1],
                 "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
-                "area": int(masks[i].sum()),
+                "area": int(mask.sum()),
                 "segmentation": {
                     "size": list(encoded["size"]),
                     "counts": counts.decode() if isinstance(counts, bytes) else counts,
@@ -139,12 +145,3 @@ def coco_document(results: Sequence[dict[str, Any]], config: dict[str, Any]) -> 
         "categories": [{"id": number, "name": name} for number, name in categories],
         "errors": [result for result in results if "error" in result],
     }
-
-
-def _distinct(name: str, taken: set[str]) -> str:
-    """``name``, with a number where images of several folders share it."""
-    number, distinct = 2, name
-    while distinct in taken:
-        distinct, number = f"{name}_{number}", number + 1
-    taken.add(distinct)
-    return distinct

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from iformer.common.pages import write_csv
+from iformer.detection.masks import pasted
 from iformer.detection.metrics import AveragePrecision
 from iformer.detection.model import mask_rcnn
 from iformer.models import saved
@@ -81,7 +82,10 @@ class DetectionTask(Task):
         """Detect, and keep what was found until the end."""
         images, targets = batch
         if images:  # the other ranks may have more
-            self.average_precision.update(self.model(list(images)), list(targets))
+            found = self.model(list(images), paste=False)
+            for image, objects in zip(images, found, strict=True):
+                objects["masks"] = pasted(dict(objects), (image.shape[-2], image.shape[-1]))
+            self.average_precision.update(found, list(targets))
 
     test_step = validation_step
 

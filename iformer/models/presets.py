@@ -36,9 +36,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "iformer_small": SMALL,
     "iformer_base": BASE,
     "iformer_large": LARGE,
-    "iformer_small_384": {**SMALL, "img_size": 384},
-    "iformer_base_384": {**BASE, "img_size": 384},
-    "iformer_large_384": {**LARGE, "img_size": 384},
+    # For images of 384 pixels, by their configuration below. Their weights hold position embeddings of the grid of 224,
+    # which the network resizes as it runs; `img_size=384` makes some of the larger grid.
+    "iformer_small_384": SMALL,
+    "iformer_base_384": BASE,
+    "iformer_large_384": LARGE,
     # Table 5, the mixer: attention alone, then with max-pooling; with convolution too it is iformer_small.
     "iformer_small_attention": {**SMALL, "attention_heads": 3 * (3,) + 3 * (6,) + 9 * (10,) + 3 * (12,)},
     "iformer_small_attention_pool": {**SMALL, "conv_ratio": 0.0},

@@ -7,10 +7,8 @@ detectors and segmenters name their task in ``config.json``, and what builds the
 import copy
 import difflib
 import json
-import logging
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,19 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from iformer.common.files import replaced
-from iformer.models import released
+from iformer.models import config, released
+from iformer.models.inception_transformer import InceptionTransformer
 
 
 def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
-    """A timm model.
+    """Make a model of timm's registry.
 
     Args:
-        name: In timm's registry.
+        name: The model's name.
         pretrained: True for the released weights, or a file of a classifier's weights, or the folder of a run that
-            trained one; position embeddings are resized to the model's, and a classifier of another number of classes
-            begins anew.
-        arguments: Of ``timm.create_model``.
+            trained one. Position embeddings are resized to the model's. A classifier of another number of classes than
+            the file's begins anew, with a warning.
+        arguments: Arguments of ``timm.create_model``.
 
     Raises:
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
@@ -43,11 +42,11 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise ValueError(f"model: timm has no {name}{f', did you mean {near[0]}?' if near else ''}")
     if isinstance(pretrained, str):
-        arguments = {**arguments, "pretrained_cfg_overlay": _weights(Path(pretrained))}
+        arguments = {**arguments, "pretrained_cfg_overlay": _weights(name, Path(pretrained), arguments)}
     try:
-        with _missing_keys() as missing:
-            model = timm.create_model(name, pretrained=bool(pretrained), **arguments)
+        return timm.create_model(name, pretrained=bool(pretrained), **arguments)
     except (RuntimeError, TypeError, KeyError, AssertionError, IndexError) as error:
+        arguments.pop("pretrained_cfg_overlay", None)
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{name} with {arguments}: {message}") from error
     except OSError as error:
@@ -57,57 +56,62 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
             f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); "
             "give the path of a local copy for `pretrained`"
         ) from error
-    lacking = [key for key in missing if not key.startswith(_classifiers(name))]
-    if isinstance(pretrained, str) and lacking:
-        raise ValueError(
-            f"{pretrained}: not a checkpoint of {name}: it lacks {len(lacking)} of its tensors, {lacking[0]} first"
-        )
-    return model
 
 
-@contextmanager
-def _missing_keys() -> Iterator[list[str]]:
-    """The tensors that timm does not find in a file, which it tells nobody but its log where it loads a part."""
-    missing: list[str] = []
-
-    class Reader(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if found := re.match(r"Missing keys \((.*)\) discovered", record.getMessage()):
-                missing.extend(found[1].split(", "))
-
-    logger, reader = logging.getLogger("timm.models._builder"), Reader()
-    level = logger.level
-    logger.addHandler(reader)
-    logger.setLevel(logging.INFO)
-    try:
-        yield missing
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(reader)
+OF_FEATURES = ("features_only", "out_indices", "output_stride", "feature_cls")
+"""Arguments of ``timm.create_model`` that make a feature extractor of a classifier."""
 
 
-def _classifiers(name: str) -> tuple[str, ...]:
-    """How the names of the model's classifiers begin, which are not in every file."""
-    names = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
-    return tuple(f"{module}." for module in ([names] if isinstance(names, str) else names))
+def _weights(name: str, path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what timm is to know of a file of weights, or of the folder of a run, for ``create_model``.
 
+    timm passes over missing tensors where it loads a part of a file, for a feature extractor or another number of
+    classes. So the whole classifier of the file is made first, strictly, and the part is taken from it.
 
-def _weights(path: Path) -> dict[str, Any]:
-    """What timm is to know of a file of weights, or of the folder of a run."""
-    known = {}
+    Raises:
+        ValueError: The weights are not those of the model.
+        OSError: They cannot be read.
+    """
+    file = path
     if path.is_dir():
-        if (path / "config.json").is_file():
-            known = json.loads((path / "config.json").read_text())
-            if "task" in known:
-                raise ValueError(f"{path}: a checkpoint for {known['task']}, expected a classifier's")
-            known = {"num_classes": known["num_classes"]}
-        path /= "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (weights to begin from)")
-    return {"file": str(path), **known}
+        file = path / "model.safetensors"
+        if (path / "config.json").is_file() and (task := find(path)[1]["task"]) != "classification":
+            raise ValueError(f"{path}: a checkpoint for {task}, expected a classifier's")
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file (weights to begin from)")
+    state_dict = released.load(file)
+    classes = _classes(name, state_dict)
+    overlay = {"file": str(file), "num_classes": classes}
+    wanted, features = arguments.get("num_classes", classes), bool(arguments.get("features_only"))
+    if features or wanted != classes:
+        whole = {key: value for key, value in arguments.items() if key not in OF_FEATURES} | {"num_classes": classes}
+        try:
+            with torch.random.fork_rng(devices=()):  # the model itself shall begin as without this one
+                timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **whole)
+        except RuntimeError as error:
+            lacking = [key for key in timm.create_model(name, **whole).state_dict() if key not in state_dict]
+            reason = f"it lacks {len(lacking)} of its tensors, {lacking[0]} first" if lacking else str(error)
+            raise ValueError(f"{path}: not a checkpoint of {name}: {' '.join(reason.split())[:300]}") from error
+    if not features and wanted not in (0, classes):
+        has = f"a classifier of {classes} classes" if classes else "no classifier"
+        warnings.warn(f"{path}: has {has}, so that the one of {wanted} begins anew", stacklevel=3)
+    return overlay
 
 
-def save(model: nn.Module, folder: str | Path, class_names: Sequence[str], **data_config: Any) -> None:
+def _classes(name: str, state_dict: dict[str, Tensor]) -> int:
+    """Return the number of classes of a file's classifier, whatever it is called there; 0 where there is none."""
+    names = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
+    for module in (*([names] if isinstance(names, str) else names), "head", "head.fc", "fc", "classifier"):
+        if f"{module}.weight" in state_dict:
+            return len(state_dict[f"{module}.weight"])
+    return 0
+
+
+OF_THE_RELEASE = ("tag", "license", "origin_url", "notes")
+"""What timm's configuration says about the released weights, and not about those that someone has trained."""
+
+
+def save(model: Any, folder: str | Path, class_names: Sequence[str], **data_config: Any) -> None:
     """Write a classifier into ``folder``. What was there before stays whole until the new files are complete.
 
     Args:
@@ -119,24 +123,24 @@ def save(model: nn.Module, folder: str | Path, class_names: Sequence[str], **dat
     Raises:
         OSError: The files could not be written.
     """
+    saved = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # safetensors knows no other
+    saved.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in OF_THE_RELEASE}
     with replaced(Path(folder)) as temporary:
-        save_for_hf(
-            copy.deepcopy(model).to(memory_format=torch.contiguous_format),  # safetensors knows no other
-            str(temporary),
-            data_config=data_config,
-            model_config={"label_names": list(class_names)},
-            safe_serialization=True,
-        )
+        model_config = {"label_names": list(class_names)}
+        save_for_hf(saved, str(temporary), model_config=model_config, data_config=data_config, safe_serialization=True)
+        written = json.loads((temporary / "config.json").read_text())
+        written.get("model_args", {}).pop("num_classes", None)  # stands beside it, and transformers takes it once
+        (temporary / "config.json").write_text(json.dumps(written, indent=2))
 
 
-def save_assembled(model: nn.Module, folder: str | Path, task: str, config: dict[str, Any]) -> None:
+def save_assembled(model: nn.Module, folder: str | Path, task: str, settings: dict[str, Any]) -> None:
     """Write a detector or segmenter into ``folder``, as :func:`save` does a classifier.
 
     Args:
         model: The network.
         folder: Made if it is not there.
         task: ``detection`` or ``segmentation``.
-        config: For ``config.json``: all that the task's ``predict`` needs to build the network again and to name its
+        settings: For ``config.json``: all that the task's ``predict`` needs to build the network again and to name its
             classes.
 
     Raises:
@@ -145,7 +149,7 @@ def save_assembled(model: nn.Module, folder: str | Path, task: str, config: dict
     state_dict = {key: value.contiguous() for key, value in model.state_dict().items()}
     with replaced(Path(folder)) as temporary:
         save_file(state_dict, temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "config.json").write_text(json.dumps({"task": task, **config}, indent=2))
+        (temporary / "config.json").write_text(json.dumps({"task": task, **settings}, indent=2))
 
 
 def find(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -156,7 +160,7 @@ def find(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: A file of the checkpoint is missing.
-        ValueError: ``path`` is another kind of file, or ``config.json`` is not JSON.
+        ValueError: ``path`` is another kind of file, or ``config.json`` holds what no saved network has.
     """
     path = Path(path)
     if not path.exists():
@@ -169,10 +173,7 @@ def find(path: str | Path) -> tuple[Path, dict[str, Any]]:
             raise FileNotFoundError(
                 f"{folder / name}: no such file (a checkpoint is config.json and model.safetensors)"
             )
-    try:
-        return folder, {"task": "classification", **json.loads((folder / "config.json").read_text())}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not a checkpoint's ({error})") from error
+    return folder, config.read(folder / "config.json")
 
 
 def load(path: str | Path, pretrained: bool = True) -> nn.Module:
@@ -186,14 +187,40 @@ def load(path: str | Path, pretrained: bool = True) -> nn.Module:
         FileNotFoundError: A file of the checkpoint is missing.
         ValueError: The files do not belong together, or are damaged.
     """
-    folder, config = find(path)
-    if config["task"] != "classification":
-        raise ValueError(f"{folder}: a checkpoint for {config['task']}, expected a classifier")
-    try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=pretrained)
-    except (SafetensorError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: not a checkpoint of a known model ({str(error).splitlines()[0]})") from error
+    folder, settings = find(path)
+    if settings["task"] != "classification":
+        raise ValueError(f"{folder}: a checkpoint for {settings['task']}, expected a classifier")
+    checked = config.ClassifierConfig.model_validate(settings)
+    arguments: dict[str, Any] = {"num_classes": checked.num_classes, **checked.model_args}
+    about = {**checked.pretrained_cfg.model_dump(mode="json", exclude_none=True), "num_classes": checked.num_classes}
+    if checked.label_names:
+        about["label_names"] = checked.label_names
+    model = create(checked.architecture, pretrained_cfg=about, **arguments)
+    if pretrained:
+        state_dict = _load_file(folder)
+        embedding = state_dict.get("stages.0.pos_embed")
+        if isinstance(model, InceptionTransformer) and embedding is not None and embedding.ndim == 3:
+            # Earlier versions wrote models at 384 pixels with a grid of that size.
+            height, width = (side * model.stem_stride for side in embedding.shape[:2])
+            if embedding.shape != model.stages[0].pos_embed.shape:
+                model.set_input_size((height, width))
+        _load_state_dict(model, state_dict, folder)
     return model.eval()
+
+
+def _load_file(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'model.safetensors'}: damaged ({error})") from error
+
+
+def _load_state_dict(model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder}: weights and config.json do not fit ({reason})") from error
 
 
 def load_assembled(model: nn.Module, folder: Path) -> nn.Module:
@@ -202,24 +229,31 @@ def load_assembled(model: nn.Module, folder: Path) -> nn.Module:
     Raises:
         ValueError: They do not fit, or the file is damaged.
     """
-    try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder}: weights and config.json do not fit ({str(error).splitlines()[0]})") from error
+    _load_state_dict(model, _load_file(folder), folder)
     return model.eval()
 
 
-def convert_official(source: str | Path, target: str | Path) -> str:
-    """Rewrite a checkpoint of the authors' release as safetensors with our names; returns the preset that it fits.
+def convert_official(source: str | Path, target: str | Path, model: str = "") -> tuple[str, str]:
+    """Rewrite a checkpoint of the authors' release as safetensors with our names.
 
     timm loads the result with ``pretrained_cfg_overlay=dict(file=target)``.
 
+    Args:
+        source: The released file.
+        target: The file to write.
+        model: The preset that it is of. The weights for 224 and for 384 pixels have the same names and shapes, so that
+            by default the name of the file decides between them.
+
+    Returns:
+        The preset, and what decided for it.
+
     Raises:
         FileNotFoundError: There is no ``source``.
-        ValueError: ``source`` is not a released checkpoint, or ``target`` does not end in ``.safetensors``.
+        ValueError: ``source`` is not a released checkpoint, or it is not clear of which preset; or ``target`` does not
+            end in ``.safetensors``.
         OSError: ``target`` could not be written.
     """
-    target = Path(target)
+    source, target = Path(source), Path(target)
     if target.suffix != ".safetensors":
         raise ValueError(f"{target}: the file to write must end in .safetensors")
     state_dict = released.load(source)
@@ -228,19 +262,40 @@ def convert_official(source: str | Path, target: str | Path) -> str:
             f"{source}: not a checkpoint of the iFormer release (its first key is {next(iter(state_dict))})"
         )
     state_dict = {key: value.contiguous() for key, value in released.convert(state_dict).items()}
-    preset = _preset_of(state_dict)
-    if preset is None:
-        raise ValueError(f"{source}: its tensors fit none of the models that the authors released")
+    preset, reason = _preset_of(state_dict, source, model)
     with replaced(target.parent, named=target) as temporary:
         save_file(state_dict, temporary / target.name, metadata={"format": "pt", "architecture": preset})
-    return preset
+    return preset, reason
 
 
-def _preset_of(state_dict: dict[str, Tensor]) -> str | None:
-    """The released preset whose tensors have just these names and shapes."""
-    shapes = {key: value.shape for key, value in state_dict.items()}
-    for name in timm.list_models("iformer_*", module="presets", pretrained=True):
-        model = timm.create_model(name, device="meta")
-        if shapes == {key: value.shape for key, value in model.state_dict().items()}:
-            return name
-    return None
+def _preset_of(state_dict: dict[str, Tensor], source: Path, model: str) -> tuple[str, str]:
+    """Return the preset of released weights, and what decides for it: ``model``, the shapes, or the file's name."""
+    shapes = _shapes(state_dict)
+    fitting = {
+        name.partition(".")[0]: name
+        for name in timm.list_models("iformer_*", module="presets", pretrained=True)
+        if _shapes(timm.create_model(name, device="meta").state_dict()) == shapes
+    }
+    if not fitting:
+        raise ValueError(f"{source}: its tensors fit none of the models that the authors released")
+    names = " and ".join(fitting)
+    if model:
+        if model.partition(".")[0] not in fitting:
+            raise ValueError(f"{source}: its tensors fit {names}, not {model}")
+        return fitting[model.partition(".")[0]], "which was asked for"
+    at_384 = [name for name in fitting if name.endswith("_384")]
+    at_224 = [name for name in fitting if name not in at_384]
+    grid = state_dict["stages.0.pos_embed"].shape[0]
+    if grid == 384 // 4:
+        return fitting[at_384[0]], f"because its position embeddings have the grid of 384 pixels, {grid}x{grid}"
+    if "384" in source.stem:
+        return fitting[at_384[0]], f"because the file is called {source.name}; its tensors fit {names}"
+    if "224" in source.stem or at_224[0] in source.stem:
+        return fitting[at_224[0]], f"because the file is called {source.name}; its tensors fit {names}"
+    raise ValueError(f"{source}: its tensors fit {names} alike, and its name does not tell; say which with --model")
+
+
+def _shapes(state_dict: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors; of position embeddings the channels only, as their grid is resized."""
+    shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
+    return {key: shape[-1:] if key.endswith("pos_embed") else shape for key, shape in shapes.items()}

@@ -54,8 +54,8 @@ _PVT_V2: dict[str, Any] = {
     "stand_in": True,
 }
 _AT_384 = (
-    "The paper prints the same parameters at 384 as at 224, but the position embeddings grow with the image: "
-    "there are about 1 M more, which the paper leaves out or cuts off."
+    "The released weights for 384 pixels hold position embeddings of the grid of 224, which are resized as the network "
+    "runs, so that a model has as many parameters at 384 as at 224."
 )
 _COCO = (800, 1280)
 _ADE20K = (512, 2048)

@@ -1,5 +1,7 @@
 """The datamodule of segmentation: folders of images and of label maps."""
 
+import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,8 +17,12 @@ from torchvision import tv_tensors
 
 from iformer.common.images import UnreadableImageError, find_images, read_image
 from iformer.segmentation.transforms import IGNORE, EvaluationTransform, training_transform
-from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
+from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
 from iformer.training.workers import leave_signals_to_the_run
+
+SAMPLE = 200  # label maps that are looked at for classes without a pixel
+
+logger = logging.getLogger(__name__)
 
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
 
@@ -66,16 +72,34 @@ class LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
 
     def read_labels(self, file: Path) -> np.ndarray:
         """The classes in a label map, ``(H, W)`` uint8, with ``IGNORE`` where there is none."""
-        image = read_image(file, channels=None, upright=False)
-        if image.mode not in ("1", "L", "P", "I", "I;16"):
-            raise LabelMapError(f"{file}: a label map of mode {image.mode}, expected greyscale or palette")
-        values = np.asarray(image).astype(np.int64)
+        values = self.read_values(file)
         known = (values >= 0) & (values < len(self.table))
         labels = np.where(known, self.table[np.where(known, values, 0)], self.UNKNOWN)
         unknown = labels == self.UNKNOWN
         if unknown.any():
             raise LabelMapError(f"{file}: label {values[unknown][0]}, expected {self.expected}")
         return labels.astype(np.uint8)
+
+    def read_values(self, file: Path) -> np.ndarray:
+        """The values in a label map, ``(H, W)`` int64, as they are stored."""
+        image = read_image(file, channels=None, upright=False)
+        if image.mode not in ("1", "L", "P", "I", "I;16"):
+            raise LabelMapError(f"{file}: a label map of mode {image.mode}, expected greyscale or palette")
+        return np.asarray(image).astype(np.int64)
+
+    def values(self, most: int) -> tuple[set[int], int]:
+        """The values that stand in label maps, and in how many of them: at most ``most``, from all over the set.
+
+        Ends where every class has been met. Damaged ones are passed over: whoever trains on them will say so.
+        """
+        classes, found, count = set(np.unique(self.table)) - {IGNORE, self.UNKNOWN}, set[int](), 0
+        for _, file in self.pairs[:: -(-len(self.pairs) // most)]:
+            with contextlib.suppress(UnreadableImageError):
+                found |= set(np.unique(self.read_values(file)).tolist())
+                count += 1
+            if classes <= {self.table[value] for value in found if 0 <= value < len(self.table)}:
+                break
+        return found, count
 
 
 class SegmentationData(lightning.LightningDataModule):
@@ -180,6 +204,29 @@ class SegmentationData(lightning.LightningDataModule):
             folders = (self.settings[f"{source}_{what}"] for what in ("images", "labels"))
             images, labels = (Path(self.settings.root, folder) for folder in folders)
             self._pairs[kind] = self._pair(images, labels)
+            if kind == "train" and (self.trainer is None or self.trainer.is_global_zero):
+                self._tell_missing_classes(labels)
+
+    def _tell_missing_classes(self, maps: Path) -> None:
+        """Warn where a class has no pixel to learn from: masks of 0 and 255, say, whose 255 is ignored.
+
+        Looks at up to ``SAMPLE`` label maps, which is quick. In larger sets rare classes may well be in none of these,
+        so that it takes half of the classes to be missing.
+        """
+        pairs, first, ignored = self._pairs["train"], self.settings.first_label, self.settings.ignore_labels
+        found, count = self._scenes("train", self._evaluation_transform()).values(SAMPLE)
+        missing = [name for label, name in enumerate(self.class_names, first) if label not in found]
+        if not missing or not found or (count < len(pairs) and 2 * len(missing) < len(self.class_names)):
+            return
+        values = ", ".join(f"{value}{' (ignored)' * (value in ignored)}" for value in sorted(found)[:20])
+        logger.warning(
+            "%s: no pixel of %s in %s label maps, which hold the values %s; expected %s",
+            maps,
+            ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else ""),
+            count if count == len(pairs) else f"{count} of {len(pairs)}",
+            values + (", ..." if len(found) > 20 else ""),
+            self._expected(),
+        )
 
     def _pair(self, images: Path, maps: Path) -> list[tuple[Path, Path]]:
         pairs = []
@@ -210,8 +257,7 @@ class SegmentationData(lightning.LightningDataModule):
             settings.mean,
             settings.std,
         )
-        trainer: Any = self.trainer
-        return self._loader("train", transform, settings.batch_size, *(position(trainer) if trainer else (0, 0)))
+        return self._loader("train", transform, settings.batch_size)
 
     def val_dataloader(self) -> DataLoader:
         """Every validation image once."""
@@ -224,14 +270,15 @@ class SegmentationData(lightning.LightningDataModule):
     def _evaluation_transform(self) -> Transform:
         return EvaluationTransform(self.settings.resize, self.settings.mean, self.settings.std)
 
-    def _loader(self, kind: str, transform: Transform, batch_size: int, epoch: int = 0, batch: int = 0) -> DataLoader:
+    def _loader(self, kind: str, transform: Transform, batch_size: int) -> DataLoader:
         training = kind == "train"
-        dataset = LabelledScenes(self._pairs[kind], self._table(), transform, self._expected())
+        dataset = self._scenes(kind, transform)
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = ResumableBatchSampler(
             len(dataset), batch_size, run_seed(), *ranks, shuffle=training, drop_last=training
         )
-        sampler.start(epoch, batch)
+        if training and self.trainer:
+            sampler.begin_with(self.trainer)
         return DataLoader(
             SeededDataset(dataset, run_seed()),
             batch_sampler=sampler,
@@ -241,6 +288,9 @@ class SegmentationData(lightning.LightningDataModule):
             persistent_workers=self.settings.num_workers > 0,
             collate_fn=default_collate if training else _collate_whole,
         )
+
+    def _scenes(self, kind: str, transform: Transform) -> LabelledScenes:
+        return LabelledScenes(self._pairs[kind], self._table(), transform, self._expected())
 
     def _table(self) -> np.ndarray:
         """The class of each value that may stand in a label map."""

@@ -19,8 +19,6 @@ from iformer.segmentation import inference, pictures
 from iformer.segmentation.model import Segmenter, build
 from iformer.segmentation.transforms import EvaluationTransform
 
-KEYS = ("network", "resize", "mean", "std", "class_names", "palette", "window", "flip_test")
-
 
 def load(folder: Path, config: dict[str, Any]) -> tuple[Segmenter, EvaluationTransform]:
     """The segmenter that a training run has exported into ``folder``, in evaluation mode, and what prepares its images.
@@ -32,11 +30,10 @@ def load(folder: Path, config: dict[str, Any]) -> tuple[Segmenter, EvaluationTra
     Raises:
         ValueError: The checkpoint is damaged.
     """
-    try:
-        network, resize, mean, std, *_ = (config[key] for key in KEYS)
-        model, transform = build(**network), EvaluationTransform(resize, mean, std)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not a segmenter's ({error})") from error
+    model, transform = (
+        build(**config["network"]),
+        EvaluationTransform(config.get("resize"), config["mean"], config["std"]),
+    )
     saved.load_assembled(model, folder)
     return model, transform
 
@@ -77,7 +74,7 @@ def predictions(folder: Path, config: dict[str, Any], paths: Sequence[Path], out
         try:
             image = np.asarray(read_image(path))
             pixels, _ = transform(tv_tensors.Image(torch.from_numpy(image.transpose(2, 0, 1).copy())))
-            logits = inference.logits(model, pixels[None], config["window"], config["flip_test"])
+            logits = inference.logits(model, pixels[None], config.get("window"), config.get("flip_test", False))
             labels = inference.labels(logits, image.shape[:2])[0].numpy().astype(np.uint8)
             pictures.draw_overlay(image, labels, config, files["overlay"])
             write_labels(labels, config["palette"], files["labels"])

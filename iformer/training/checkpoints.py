@@ -3,7 +3,10 @@
 import os
 import signal
 import tempfile
+import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,22 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 FOLDER = "checkpoints"  # in the folder of the run
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of what is done here; a writer in C++ would take it for a failure to write."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if received:
+        raise KeyboardInterrupt
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -30,11 +49,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         # Beside its place, because a file is renamed atomically only within a file system.
         descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
         try:
-            with open(descriptor, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            with _interrupted_later():
+                with open(descriptor, "wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
         except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
             # torch reports a failed write as a RuntimeError of its zip writer.
@@ -49,7 +69,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class RunCheckpoint(Checkpoint):
     """Saves every so many steps, before each validation or at the end of an epoch without one, and on SIGTERM.
 
-    Checkpoints are named by their optimiser step. Only the newest are kept.
+    Checkpoints are named by their optimiser step. Only the newest are kept. In the middle of an epoch, one is written
+    when the next batch begins, with everything that belongs to the step before.
 
     Args:
         every_n_steps: Optimiser steps between checkpoints; null saves once an epoch.
@@ -66,7 +87,8 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take SIGTERM over from Lightning, whose handler stops the ranks at different steps, and saves nothing."""
         self.terminated = trainer.received_sigterm
-        self.saved = trainer.global_step
+        self.saved = self.stepped = trainer.global_step
+        self.due = self.ending = False
         self.previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
         for leftover in folder(trainer).glob("*.part") if trainer.is_global_zero else ():
             leftover.unlink()
@@ -77,22 +99,40 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time; never in the middle of an accumulation, whose gradients a checkpoint does not hold."""
-        if trainer.global_step == self.saved or trainer.fit_loop._should_accumulate():
+        """See if it is time to save; never in the middle of an accumulation, whose gradients a checkpoint lacks."""
+        if trainer.global_step == self.stepped:
             return
-        terminated = trainer.strategy.reduce_boolean_decision(self.terminated, all=False)
-        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        # A checkpoint of the last batch would begin the next epoch when restored, without ending this one: that one is
-        # saved by the two hooks below.
-        if (due or terminated) and not trainer.is_last_batch:
+        self.stepped = trainer.global_step
+        self.ending = trainer.strategy.reduce_boolean_decision(self.terminated, all=False)
+        self.due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Save if it is time: now the step before is logged too."""
+        if batch_idx and (self.due or self.ending):
             self._save(trainer)
-            if terminated:
+            if self.ending:
                 self._end()
+        self.due = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save before the validation, which may take long; averaged weights are not yet in the model's place."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note down where a run that is restored goes on, in the state of Lightning's loops.
+
+        By itself Lightning would not run the validation that this checkpoint was saved before, and take the batch that
+        has begun for one that was stepped. There is no public way to say so.
+        """
+        loops = checkpoint["loops"]["fit_loop"]
+        if trainer.validating:
+            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            loops["epoch_loop.val_loop.batch_progress"] |= {"total": begun, "current": {**begun}}
+        elif trainer.training:
+            for progress in loops["epoch_loop.batch_progress"]["total"], loops["epoch_loop.batch_progress"]["current"]:
+                if progress["started"] < progress["ready"]:
+                    progress["ready"] = progress["started"]
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -114,7 +154,7 @@ class RunCheckpoint(Checkpoint):
             signal.signal(signal.SIGTERM, self.previous_handler)
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.global_step == self.saved:
+        if trainer.global_step == self.saved or getattr(trainer, "fast_dev_run", False):
             return
         trainer.save_checkpoint(folder(trainer) / f"step-{trainer.global_step:09}.ckpt", weights_only=False)
         self.saved = trainer.global_step
@@ -143,7 +183,8 @@ def newest(run: str | Path) -> Path:
     Raises:
         FileNotFoundError: There is none.
     """
-    for path in available(run):
+    found = available(run)
+    for path in found:
         try:
             # A checkpoint in shards (FSDP) is a folder complete with its meta.pt. torch.load verifies no checksum.
             with zipfile.ZipFile(path / "meta.pt" if path.is_dir() else path) as file:
@@ -153,4 +194,8 @@ def newest(run: str | Path) -> Path:
         if damaged is None:
             return path
         rank_zero_warn(f"{path}: passed over, it cannot be read ({damaged})")
+    if found:
+        raise ValueError(
+            f"{Path(run, FOLDER)}: none of the {len(found)} checkpoints can be read ({found[0].name}: {damaged})"
+        )
     raise FileNotFoundError(f"{Path(run, FOLDER)}: no checkpoint to go on from (run without --resume to begin)")

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse._util import import_object
-from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -27,6 +27,7 @@ from iformer.common.provenance import provenance
 from iformer.training import checkpoints
 from iformer.training.callbacks import ImagesPerSecond, SharedBatchNorm, TrainingHealth, progress_bar
 from iformer.training.resumable import SeededSteps, run_seed
+from iformer.training.run_state import MetricsLog, RunRecord, locked
 
 RECIPES = Path(str(files("iformer"))) / "recipes"
 
@@ -47,11 +48,10 @@ def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*Experiment logs directory.*")  # see keep_metrics
     name, arguments = resolve_recipes(arguments)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
-    with _user_errors():
-        cli = _CLI(name, args=[verb, *arguments])
+    with _user_errors(), contextlib.ExitStack() as stack:
+        cli = _CLI(name, [verb, *arguments], stack)
     metrics = {name: round(float(value), 6) for name, value in cli.trainer.callback_metrics.items()}
     per_class = getattr(cli.model, "per_class", None)
     results = {"recipe": name, "metrics": metrics, **({"per_class": per_class} if per_class else {})}
@@ -165,8 +165,8 @@ def require_data(value: Any, key: str) -> None:
 class _CLI(LightningCLI):
     """LightningCLI with this project's defaults: folder of the run, loggers, callbacks, resumption, export."""
 
-    def __init__(self, recipe: str, args: list[str]) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: str, args: list[str], stack: contextlib.ExitStack) -> None:
+        self.recipe, self.stack = recipe, stack
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
@@ -247,16 +247,16 @@ class _CLI(LightningCLI):
         self.run_folder = Path(config.trainer.default_root_dir)
         logger = self._get(self.config_init, "trainer").logger
         if self.subcommand != "fit" and logger is None:
-            kwargs["logger"] = False  # an evaluation would begin the run's metrics.csv anew
+            kwargs["logger"] = False
         elif logger is None or logger is True:
-            kwargs["logger"] = [type_(self.run_folder, name="", version="") for type_ in (CSVLogger, TensorBoardLogger)]
+            kwargs["logger"] = [MetricsLog(self.run_folder), TensorBoardLogger(self.run_folder, name="", version="")]
         self.trainer_defaults["callbacks"] = [
             *([progress_bar()] if config.trainer.enable_progress_bar is not False else []),
             SeededSteps(),
             ImagesPerSecond(),
             TrainingHealth(),
             SharedBatchNorm(),
-            Provenance(self.recipe, self.settings),
+            *([] if config.trainer.fast_dev_run else [RunRecord(self.recipe, self.settings)]),
         ]
         kwargs["plugins"] = [*(self._get(self.config_init, "trainer").plugins or []), checkpoints.AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
@@ -268,15 +268,16 @@ class _CLI(LightningCLI):
         return arguments
 
     def before_fit(self) -> None:
-        """Look at what an earlier run left.
+        """Keep others out of the run's folder, and look at what an earlier run left.
 
         Raises:
-            ValueError: There are checkpoints, and the run is not to resume.
+            ValueError: Another process trains there; or there are checkpoints, and the run is not to resume.
         """
-        if self.config.fit.resume:
-            if self.trainer.is_global_zero:
-                keep_metrics(self.run_folder / "metrics.csv")
-        elif checkpoints.available(self.run_folder):
+        if self.trainer.is_global_zero:
+            self.stack.enter_context(locked(self.run_folder))
+        if self.config.fit.resume or self.config.fit.trainer.fast_dev_run:
+            return
+        if checkpoints.available(self.run_folder):
             raise ValueError(
                 f"{self.run_folder}: holds checkpoints of an earlier run; go on with --resume, "
                 "or name another folder with --trainer.default_root_dir"
@@ -285,66 +286,10 @@ class _CLI(LightningCLI):
     def after_fit(self) -> None:
         """Export the model, so that ``iformer predict`` and timm find it."""
         export = getattr(self.model, "export", None)
-        if export is None or not self.trainer.is_global_zero:
+        if export is None or not self.trainer.is_global_zero or self.config.fit.trainer.fast_dev_run:
             return
         if isinstance(self.trainer.strategy, FSDPStrategy):
             saved = torch.load(checkpoints.newest(self.run_folder), map_location="cpu", weights_only=True)
             export(self.run_folder, saved["state_dict"])
         else:
             export(self.run_folder)
-
-
-class Provenance(Callback):
-    """Keeps the recipe and the names of the classes in the checkpoints, and the recipe in the folder of the run."""
-
-    def __init__(self, recipe: str, settings: str) -> None:
-        self.recipe, self.settings = recipe, settings
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write ``recipe.yaml``, every setting of the training run."""
-        if stage == "fit" and trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "recipe.yaml").write_text(self.settings)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add ``recipe``, ``settings`` (YAML), ``class_names`` and ``global_batch``."""
-        names = _class_names(trainer)
-        checkpoint |= {"recipe": self.recipe, "settings": self.settings, "class_names": names}
-        checkpoint["global_batch"] = _global_batch(trainer)
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Compare the names of the classes and, to go on with training, the global batch.
-
-        Raises:
-            ValueError: The data's classes are not those of the checkpoint; or the schedule, whose rates and steps
-                belong to the global batch that training began with, would go wrong.
-        """
-        names, saved = _class_names(trainer), checkpoint.get("class_names")
-        if names and saved and names != saved:
-            odd = sorted(set(names) ^ set(saved)) or ["their order"]
-            raise ValueError(f"the data's classes are not those of the checkpoint: {', '.join(odd[:5])} differ")
-        batch, begun = _global_batch(trainer), checkpoint.get("global_batch")
-        if trainer.state.fn == "fit" and batch and begun and batch != begun:
-            raise ValueError(
-                f"the global batch (batch_size x devices x accumulate_grad_batches) is {batch}, "
-                f"expected the {begun} of the checkpoint to resume from"
-            )
-
-
-def _class_names(trainer: Trainer) -> list[str] | None:
-    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-    return None if names is None else [str(name) for name in names]
-
-
-def _global_batch(trainer: Trainer) -> int | None:
-    """Images of an optimiser step, if the data tells."""
-    batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
-    return None if batch_size is None else batch_size * trainer.world_size * trainer.accumulate_grad_batches
-
-
-def keep_metrics(file: Path) -> None:
-    """Rename ``metrics.csv`` of a run that goes on, because the logger begins its file anew."""
-    if file.is_file():
-        number = 1 + len(list(file.parent.glob(f"{file.stem}-*{file.suffix}")))
-        file.rename(file.with_stem(f"{file.stem}-{number}"))

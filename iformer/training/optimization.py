@@ -62,7 +62,8 @@ class AdamWCosine:
             ValueError: The run has no more epochs than its cooldown.
         """
         limit = "max_steps" if trainer.max_epochs == -1 else "max_epochs"
-        epochs = (getattr(trainer, limit) or 0) - self.cooldown_epochs
+        quick = bool(getattr(trainer, "fast_dev_run", False))  # a try of one epoch, whatever the recipe says
+        epochs = 1 if quick else (getattr(trainer, limit) or 0) - self.cooldown_epochs
         if epochs < 1:
             raise ValueError(
                 f"trainer.{limit} is {getattr(trainer, limit)}, "
@@ -133,7 +134,8 @@ class AdamWSteps:
         return min(1.0, warmup) * self.factor ** sum(epoch >= drop for drop in self.drops)
 
     def update(self, scheduler: Any, trainer: Trainer) -> None:
-        """Set the learning rate of the next step."""
+        """Set the learning rate of the next step, a function of the number of steps taken and nothing else."""
+        scheduler.last_epoch = trainer.global_step - 1
         scheduler.step()
 
 

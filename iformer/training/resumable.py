@@ -7,7 +7,7 @@ middle of an epoch therefore goes on as if it had never stopped, whatever the nu
 A datamodule needs three lines, the last with :func:`~iformer.training.workers.leave_signals_to_the_run`::
 
     batches = ResumableBatchSampler(len(dataset), batch_size, run_seed(), trainer.global_rank, trainer.world_size)
-    batches.start(*position(trainer))
+    batches.begin_with(trainer)
     DataLoader(SeededDataset(dataset, run_seed()), batch_sampler=batches, worker_init_fn=leave_signals_to_the_run)
 """
 
@@ -97,6 +97,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         self.rank, self.world_size = rank, world_size
         self.shuffle, self.drop_last, self.repeats = shuffle, drop_last, repeats
         self.epoch = self.first = 0
+        self.same_order = False  # each epoch has the order of the first
 
     @property
     def sampler(self) -> "ResumableBatchSampler":
@@ -106,6 +107,11 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
     def start(self, epoch: int, batch: int = 0) -> None:
         """Begin ``epoch`` with its batch number ``batch``; the epochs after it begin with their first."""
         self.epoch, self.first = epoch, batch
+
+    def begin_with(self, trainer: Trainer) -> None:
+        """Begin where the trainer stands. With ``overfit_batches`` each epoch is to have the same batches."""
+        self.start(*position(trainer))
+        self.same_order = bool(trainer.overfit_batches)
 
     def set_epoch(self, epoch: int) -> None:
         """Go on with ``epoch``; from its beginning, unless :meth:`start` has named another place in it."""
@@ -130,7 +136,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         return self._batches(self.epoch, self.first)
 
     def _batches(self, epoch: int, first: int) -> Iterator[list[SampleKey]]:
-        order = self.order(epoch)
+        order = self.order(0 if self.same_order else epoch)
         places = range(self.rank, self.length, self.world_size)  # of this rank, in the order of the epoch
         count = len(self)
         # Other ranks may have a sample more, and a batch more for it: then ours are spread over as many batches.

@@ -176,7 +176,11 @@ def test_not_json_is_named(tmp_path: Path) -> None:
     [({"file_name": "missing.png"}, "missing.png: no such file, though"), ({"width": 65}, "64x48 pixels, but 65x48")],
 )
 def test_images_that_do_not_fit_are_named(entry: dict, told: str, workers: int, tmp_path: Path, coco: Path) -> None:
-    arguments = changed(tmp_path, coco, lambda content: content["images"][0].update(entry))
+    def change(content: dict) -> None:
+        content["images"][0].update(entry)
+        content["annotations"].pop(1)  # its run lengths would tell
+
+    arguments = changed(tmp_path, coco, change)
     data = CocoData(**{**arguments, "num_workers": workers}, batch_size=6)
     data.setup("fit")
     with pytest.raises(ValueError, match="images/") as error:
@@ -185,21 +189,205 @@ def test_images_that_do_not_fit_are_named(entry: dict, told: str, workers: int, 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("segmentation", "told"),
     [
         ({"size": [9, 9], "counts": [81]}, "run lengths of [9, 9] pixels, expected [48, 64]"),
         ({"size": [48, 64], "counts": [5]}, "decoded 5 pixels"),
+        ({"size": [48, 64], "counts": [-5, 3077]}, "decoded 3072 pixels, expected 3072 and no negative counts"),
+        ({"size": [48, 64]}, "no counts"),
+        ({"counts": "abc"}, "run lengths of None pixels"),
         ([["a"] * 6], ""),
+        ([[1, 2, 3, 4, 5, 6, 7]], "expected polygons of finite numbers x, y, x, y..."),
+        ([[1, 2, 3, 4, 5, float("nan")]], "expected polygons of finite numbers x, y, x, y..."),
+        ([[[1, 2], [3, 4, 5], [6, 7]]], "expected points of two numbers"),
+        ([[1, 2, 3, 4, 5, None]], ""),
+        ("polygon", "expected polygons or run lengths"),
+        (True, "expected polygons or run lengths"),
+        ([{"x": 1, "y": 2}], ""),
     ],
 )
-def test_damaged_masks_are_named(segmentation: object, told: str, workers: int, tmp_path: Path, coco: Path) -> None:
+def test_damaged_masks_are_named(segmentation: object, told: str, tmp_path: Path, coco: Path) -> None:
     change = {"segmentation": segmentation}
     arguments = changed(tmp_path, coco, lambda content: content["annotations"][0].update(change))
-    data = CocoData(**{**arguments, "num_workers": workers}, batch_size=6)
+    data = CocoData(**arguments)
+    with pytest.raises(ValueError, match=r"changed.json: annotation 1 has a segmentation that is none") as error:
+        data.setup("fit")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_compressed_masks_are_named_by_the_worker_that_meets_them(tmp_path: Path, coco: Path) -> None:
+    change = {"segmentation": {"size": [48, 64], "counts": "0"}}
+    arguments = changed(tmp_path, coco, lambda content: content["annotations"][0].update(change))
+    data = CocoData(**{**arguments, "num_workers": 1}, batch_size=6)
     data.setup("fit")
     with pytest.raises(ValueError, match=r"changed.json: annotation 1 has a segmentation that is none") as error:
         list(data.train_dataloader())
+    assert "\n" not in str(error.value)
+
+
+SQUARE = [8, 10, 28, 10, 28, 26, 8, 26]
+POINTS = [[8, 10], [28, 10], [28, 26], [8, 26]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"segmentation": POINTS},
+        {"segmentation": [POINTS]},
+        {"segmentation": [POINTS, [1, 2, 3, 4]]},
+        {"segmentation": SQUARE},
+        {"iscrowd": "0"},
+        {"iscrowd": None},
+        {"iscrowd": False},
+        {"area": None},
+        {"id": None},
+        {"image_id": "11"},
+        {"image_id": 11.0},
+        {"category_id": "3"},
+    ],
+)
+def test_what_is_plainly_meant_is_understood(change: dict, tmp_path: Path, coco: Path) -> None:
+    arguments = changed(tmp_path, coco, lambda content: content["annotations"][0].update(change))
+    expected = images(coco, True)[0][1]
+    data = CocoData(**arguments, hflip=0.0)
+    data.setup("fit")
+    for training in (True, False):
+        read_again = CocoImages(coco / "images", read(tmp_path / "changed.json"), training, 0.0)[0][1]
+        for name, value in expected.items():
+            assert torch.equal(read_again[name], value), name
+
+
+@pytest.mark.parametrize("crowd", ["1", True, 1.0])
+def test_a_crowd_is_one_however_it_is_written(crowd: object, tmp_path: Path, coco: Path) -> None:
+    changed(tmp_path, coco, lambda content: content["annotations"][0].update(iscrowd=crowd))
+    assert len(CocoImages(coco / "images", read(tmp_path / "changed.json"), True, 0.0)[0][1]["boxes"]) == 1
+
+
+def test_ids_of_images_may_be_names(tmp_path: Path, coco: Path) -> None:
+    def rename(content: dict) -> None:
+        for entry in content["images"]:
+            entry["id"] = f"image {entry['id']}"
+        for item in content["annotations"]:
+            item["image_id"] = f"image {item['image_id']}"
+
+    changed(tmp_path, coco, rename)
+    found = CocoImages(coco / "images", read(tmp_path / "changed.json"), True, 0.0)[0][1]
+    assert torch.equal(found["boxes"], images(coco, True)[0][1]["boxes"])
+
+
+def shares(content: dict) -> None:
+    sizes = {entry["id"]: [entry["width"], entry["height"]] for entry in content["images"]}
+    for item in content["annotations"]:
+        item["bbox"] = [value / side for value, side in zip(item["bbox"], sizes[item["image_id"]] * 2, strict=True)]
+
+
+def polygon_shares(content: dict) -> None:
+    for item in content["annotations"]:
+        item["segmentation"] = [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (shares, "every bbox lies between 0 and 1, like shares of the image's sides; expected pixels"),
+        (polygon_shares, "every polygon lies between 0 and 1"),
+        (
+            lambda content: [item.update(iscrowd=1) for item in content["annotations"]],
+            "nothing to learn from, all 8 annotations of its 6 images are left out: 8 crowd regions (iscrowd 1)",
+        ),
+        (
+            lambda content: [item.update(bbox=[900, 900, 5, 5]) for item in content["annotations"]],
+            "7 boxes of less than a pixel in the image, 1 crowd regions",
+        ),
+        (
+            lambda content: [item.update(segmentation=[[1, 2, 3, 4]]) for item in content["annotations"]],
+            "6 polygons of fewer than three points, 1 crowd regions (iscrowd 1), 1 boxes",
+        ),
+        (lambda content: content.update(annotations=[]), "nothing to learn from, no annotations of its 6 images"),
+        (lambda content: content.update(annotations=None), "annotations is null, expected a list"),
+        (lambda content: content.update(images={"1": 2}), 'images is {"1": 2}, expected a list'),
+        (lambda content: content["annotations"][1].update(bbox=[1, 2, -3, 4]), "annotation 2 has bbox [1, 2, -3, 4]"),
+        (lambda content: content["annotations"][1].update(bbox=[1, 2, float("nan"), 4]), "annotation 2 has bbox"),
+        (lambda content: content["annotations"][1].update(iscrowd="maybe"), "annotation 2 has iscrowd maybe, expected"),
+        (lambda content: content["annotations"][1].update(iscrowd=[]), "annotation 2 has iscrowd [], expected 0 or 1"),
+        (lambda content: content["annotations"][1].update(area=float("nan")), "annotation 2 has area nan, expected a"),
+        (lambda content: content["annotations"][1].update(area="12"), "annotation 2 has area 12, expected a number"),
+        (lambda content: content["annotations"][1].update(segmentation=None), "annotation 2 has no segmentation"),
+        (lambda content: content["annotations"][1].update(category_id=[3]), "annotation 2 has category_id [3]"),
+        (lambda content: content["annotations"][1].update(id=None, image_id=None), "annotations[1] has image_id None"),
+        (lambda content: content["categories"].append({"id": "3", "name": "bus"}), "category 3 has two names, car and"),
+        (lambda content: content["categories"][0].update(name=None), "a category has id 90 and name None, expected"),
+        (lambda content: content["categories"][0].update(id="a"), "a category has id 'a' and name 'zebra', expected"),
+        (lambda content: content["images"][1].update(file_name=None), "an image has id 12 and file_name None"),
+        (lambda content: content["images"][1].update(width=float("nan")), "12.png has width and height [nan, 64]"),
+        (lambda content: content["images"][1].update(id="11"), "6 images, but only 5 ids"),
+    ],
+)
+def test_contradictions_and_sets_without_use_are_refused_when_they_are_read(
+    change, told: str, tmp_path: Path, coco: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"changed.json") as error:
+        CocoData(**changed(tmp_path, coco, change)).setup("fit")
     assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_how_much_is_left_out_is_said_once(tmp_path: Path, coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+    CocoData(**changed(tmp_path, coco, lambda content: None)).setup("fit")
+    (message,) = caplog.messages
+    told = "1 crowd regions (iscrowd 1), 1 boxes of less than a pixel in the image"
+    assert message == f"{tmp_path / 'changed.json'}: training leaves out 2 of 8 annotations: {told}"
+
+
+def test_few_left_out_are_not_worth_a_word(tmp_path: Path, coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def mostly_good(content: dict) -> None:
+        content["annotations"] += content["annotations"][:1] * 40
+
+    CocoData(**changed(tmp_path, coco, mostly_good)).setup("fit")
+    assert not caplog.messages
+
+
+def turned(folder: Path, coco: Path, orientation: int) -> torch.Tensor:
+    """Save the first image with a note of ``orientation`` as it would be stored, and return its upright pixels."""
+    upright = Image.open(coco / "images" / "11.png")
+    undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270, 5: Image.Transpose.TRANSPOSE}
+    exif = Image.Exif()
+    exif[274] = orientation
+    (folder / "images").mkdir(exist_ok=True)
+    upright.transpose(undo[orientation]).save(folder / "images" / "11.png", exif=exif)
+    return torch.from_numpy(np.asarray(upright).copy()).permute(2, 0, 1) / 255
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("orientation", [5, 6, 8])
+def test_images_annotated_upright_are_turned(training: bool, orientation: int, tmp_path: Path, coco: Path) -> None:
+    expected = turned(tmp_path, coco, orientation)
+    image, target = CocoImages(tmp_path / "images", read(coco / "annotations.json"), training, 0.0)[0]
+    assert torch.equal(image, expected)
+    assert torch.equal(target["masks"], images(coco, training)[0][1]["masks"])
+
+
+def test_a_size_that_fits_neither_way_is_refused(tmp_path: Path, coco: Path) -> None:
+    turned(tmp_path, coco, 6)
+    content = annotations()
+    content["images"][0].update(width=65)
+    content["annotations"].pop(1)
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"11.png: 48x64 pixels, but 65x48 in"):
+        CocoImages(tmp_path / "images", read(tmp_path / "a.json"), True, 0.0)[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_of_the_validation_is_named_in_one_line(workers: int, tmp_path: Path, coco: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for file in (coco / "images").iterdir():
+        content = file.read_bytes()
+        (tmp_path / "images" / file.name).write_bytes(content[:200] if file.name == "13.png" else content)
+    arguments = changed(tmp_path, coco, lambda content: None)
+    data = CocoData(**{**arguments, "val_images": str(tmp_path / "images"), "num_workers": workers})
+    data.setup("validate")
+    with pytest.raises(ValueError, match=r"^/.*images/13.png: ") as error:
+        list(data.val_dataloader())
     assert "\n" not in str(error.value)

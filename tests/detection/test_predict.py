@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer import cli
 from iformer.detection import export
+from iformer.detection.masks import from_run_lengths, pasted, run_lengths
 from iformer.detection.model import mask_rcnn
 from iformer.detection.pictures import draw
-from iformer.detection.predict import load
+from iformer.detection.predict import detect, load
 from iformer.models import saved
 from tests.detection.conftest import MODEL
 
@@ -195,3 +197,68 @@ def test_an_export_that_finds_something_else_is_not_kept(
     with pytest.raises(ValueError, match=r"^detector.onnx$"):
         export.export_onnx(trained, CONFIG, tmp_path / "detector.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_masks_pasted_one_at_a_time_are_those_that_are_pasted_at_once(trained: Path, coco: Path) -> None:
+    model = load(trained, CONFIG)
+    images = [pil_to_tensor(Image.open(coco / "images" / name)) / 255 for name in ("11.png", "12.png")]
+    with torch.inference_mode():
+        at_once, apart = model(images), model(images, paste=False)
+    for image, expected, found in zip(images, at_once, apart, strict=True):
+        assert len(expected["boxes"])
+        for name in ("boxes", "labels", "scores"):
+            assert torch.equal(found[name], expected[name])
+        masks = torch.stack(list(pasted(found, (image.shape[1], image.shape[2]))))
+        assert torch.equal(masks, expected["masks"][:, 0] > 0.5)
+        for mask in masks:
+            assert torch.equal(from_run_lengths(run_lengths(mask)), mask)
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from iformer.detection.predict import detect, load
+from iformer.models.saved import find
+folder, config = find(sys.argv[1])
+config["model"] |= {"box_score_thresh": 0.0, "box_nms_thresh": 1.0, "rpn_nms_thresh": 1.0}
+config["model"]["box_detections_per_img"] = int(sys.argv[3])
+(result,) = detect(folder, config, [Path(sys.argv[2])], folder / "out", 0.0)
+print(len(result["objects"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_objects(trained: Path, tmp_path: Path) -> None:
+    Image.effect_noise((1200, 900), 60).convert("RGB").save(tmp_path / "large.jpg")
+    peaks = []
+    for most in ("1", "100"):
+        ran = [sys.executable, "-c", PEAK, trained, tmp_path / "large.jpg", most]
+        objects, peak = subprocess.run(ran, capture_output=True, text=True, check=True).stdout.split()
+        assert int(objects) > int(most) / 2
+        peaks.append(int(peak))
+    assert peaks[1] - peaks[0] < 60  # MiB; a hundred masks of a byte a pixel would be 103
+
+
+def test_an_image_of_extreme_proportions_is_one_line_and_the_others_go_on(
+    trained: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (20000, 1)).save(folder / "a_line.png")
+    whole = (coco / "images" / "11.png").read_bytes()
+    (folder / "b.png").write_bytes(whole)
+    (folder / "c_cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "._b.png").write_bytes(b"not mine")
+    assert command(monkeypatch, folder, "--checkpoint", trained, "--output", tmp_path / "out", "--json") == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert [Path(entry["file_name"]).name for entry in document["images"]] == ["b.png"]
+    assert [Path(entry["image"]).name for entry in document["errors"]] == ["a_line.png", "c_cut.png"]
+    assert all("\n" not in entry["error"] and entry["image"] in entry["error"] for entry in document["errors"])
+    assert "Traceback" not in captured.err
+
+
+def test_a_detector_that_finds_nothing_draws_the_image_as_it_is(trained: Path, coco: Path, tmp_path: Path) -> None:
+    config = {**CONFIG, "model": {**CONFIG["model"], "box_score_thresh": 1.0}}
+    (result,) = detect(trained, config, [coco / "images" / "11.png"], tmp_path / "out")
+    assert result["objects"] == []
+    assert Path(result["picture"]).is_file()

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iformer.models import released, saved
+from iformer.models import saved
 from iformer.models.inception_transformer import InceptionTransformer
+from iformer.models.released import convert, load, rename
 
 Tiny = Callable[..., InceptionTransformer]
 
@@ -35,13 +36,13 @@ def assert_weights(model: nn.Module, expected: dict[str, Tensor]) -> None:
 
 @pytest.fixture(scope="session")
 def converted(released: dict[str, Tensor]) -> dict[str, Tensor]:
-    return released.convert(released)
+    return convert(released)
 
 
 @pytest.fixture(scope="session")
 def converted_file(released_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("converted") / "iformer_small.safetensors"
-    assert saved.convert_official(released_file, path) == "iformer_small.sail_in1k"
+    assert saved.convert_official(released_file, path)[0] == "iformer_small.sail_in1k"
     return path
 
 
@@ -51,7 +52,7 @@ def converted_file(released_file: Path, tmp_path_factory: pytest.TempPathFactory
 def test_conversion_loses_nothing(released: dict[str, Tensor], converted: dict[str, Tensor]) -> None:
     assert len(converted) == len(released)
     for key, value in released.items():
-        ours = converted[released.rename(key)]
+        ours = converted[rename(key)]
         torch.testing.assert_close(ours.flatten(), value.flatten(), rtol=0, atol=0)
     shapes = {key: value.shape for key, value in timm.create_model("iformer_small", device="meta").state_dict().items()}
     assert {key: value.shape for key, value in converted.items()} == shapes
@@ -111,7 +112,7 @@ def test_wrapped_files(tiny: Tiny, tmp_path: Path, wrap: Callable[[dict[str, Ten
     model = tiny()
     path = tmp_path / "checkpoint.pth"
     torch.save(wrap(model.state_dict()), path)
-    assert released.load(path).keys() == model.state_dict().keys()
+    assert load(path).keys() == model.state_dict().keys()
     overlay = {"file": str(path), "num_classes": 7}
     assert_weights(tiny(pretrained=True, pretrained_cfg_overlay=overlay), model.state_dict())
 
@@ -147,7 +148,8 @@ def test_other_channels(converted_file: Path, converted: dict[str, Tensor], chan
 @pytest.mark.parametrize(
     ("name", "arguments", "maps"),
     [
-        ("iformer_small_384", {}, [(96, 96), (48, 48), (24, 24), (12, 12)]),
+        ("iformer_small_384", {}, [(56, 56), (28, 28), (14, 14), (7, 7)]),
+        ("iformer_small_384", {"img_size": 384}, [(96, 96), (48, 48), (24, 24), (12, 12)]),
         ("iformer_small", {"img_size": (97, 160)}, [(25, 40), (13, 20), (7, 10), (4, 5)]),
     ],
 )
@@ -257,7 +259,7 @@ def test_hostile_pickle(tmp_path: Path, tiny: Tiny, save: Callable[[Any, Path], 
     trap, path = tmp_path / "trap", tmp_path / "hostile.pth"
     save({"state_dict": tiny().state_dict(), "extra": RunsCode(trap)}, path)
     with pytest.raises(ValueError, match=r"hostile.pth: refused, it is not a plain file of tensors"):
-        released.load(path)
+        load(path)
     with pytest.raises(RuntimeError, match="weights_only=True blocked"):
         from_file(path)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
@@ -288,7 +290,7 @@ def test_file_of_something_else(tmp_path: Path, content: Any, message: str) -> N
     path = tmp_path / "other.pth"
     torch.save(content, path)
     with pytest.raises(ValueError, match=f"other.pth: .*{message}"):
-        released.load(path)
+        load(path)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -302,7 +304,7 @@ def test_truncated_file(tiny: Tiny, tmp_path: Path, suffix: str) -> None:
         cut = tmp_path / f"cut{suffix}"
         cut.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
         with pytest.raises(ValueError, match=f"cut{suffix}: not a readable checkpoint"):
-            released.load(cut)
+            load(cut)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -311,11 +313,11 @@ def test_any_bytes(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"bytes{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"bytes{suffix}: "):
-        released.load(path)
+        load(path)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none.pth: no such file"):
-        released.load(tmp_path / "none.pth")
+        load(tmp_path / "none.pth")
     with pytest.raises(FileNotFoundError):
         from_file(tmp_path / "none.pth")

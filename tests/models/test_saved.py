@@ -1,18 +1,31 @@
 """The project's own checkpoints, and the conversion of released ones."""
 
 import json
+import re
 import urllib.error
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from iformer.models import saved
+
+SEGMENTER: dict[str, Any] = {
+    "network": {"architecture": "semantic_fpn", "backbone": "iformer_nano", "num_classes": 2, "drop_path_rate": 0.1},
+    "class_names": ["a", "b"], "palette": [[1, 2, 3], [4, 5, 6]], "mean": [0, 0.5, 0.5], "std": [1, 1, 1],
+    "resize": [32, 64], "crop": None, "window": None, "flip_test": False,
+}  # fmt: skip
+DETECTOR: dict[str, Any] = {
+    "model": {"backbone": "iformer_nano", "num_classes": 2, "box_score_thresh": 0.1, "backbone_args": {"img_size": 32}},
+    "class_names": ["a", "b"], "category_ids": [1, 5],
+}  # fmt: skip
 
 
 def nano(**kwargs: Any) -> torch.nn.Module:
@@ -68,7 +81,7 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
 
 def test_conversion(released_file: Path, released: dict[str, Tensor], tmp_path: Path) -> None:
     target = tmp_path / "new" / "small.safetensors"
-    assert saved.convert_official(released_file, target) == "iformer_small.sail_in1k"
+    assert saved.convert_official(released_file, target)[0] == "iformer_small.sail_in1k"
     with safe_open(target, "pt") as file:
         assert file.metadata()["architecture"] == "iformer_small.sail_in1k"
     model = timm.create_model("iformer_small", pretrained=True, pretrained_cfg_overlay={"file": str(target)})
@@ -119,7 +132,7 @@ def test_a_file_without_the_models_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_segmenters_run_is_no_classifier_to_begin_from(tmp_path: Path) -> None:
-    saved.save_assembled(nano(), tmp_path, "segmentation", {"class_names": ["a", "b"]})
+    saved.save_assembled(nano(), tmp_path, "segmentation", SEGMENTER)
     with pytest.raises(ValueError, match=rf"^{tmp_path}: a checkpoint for segmentation, expected a classifier's$"):
         saved.create("iformer_nano", str(tmp_path))
 
@@ -129,3 +142,179 @@ def test_a_model_without_four_feature_maps_is_named_in_one_line(name: str) -> No
     with pytest.raises(ValueError, match=rf"^{name} with .*out_indices.*out of range") as error:
         saved.create(name, features_only=True, out_indices=(-4, -3, -2, -1))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("classes", [7, 10])  # 10 is what the registered configuration of iformer_nano says
+def test_the_classifier_of_a_file_is_kept_where_its_classes_are_those_asked_for(tmp_path: Path, classes: int) -> None:
+    model = timm.create_model("iformer_nano", num_classes=classes)
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    saved.save(model, tmp_path / "run", [f"class {i}" for i in range(classes)])
+    for source in ("run", "run/model.safetensors", "mine.pth"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            begun = saved.create("iformer_nano", str(tmp_path / source), num_classes=classes)
+        assert all(torch.equal(value, begun.state_dict()[key]) for key, value in model.state_dict().items())
+        with pytest.warns(
+            UserWarning, match=f"has a classifier of {classes} classes, so that the one of 3 begins anew"
+        ):
+            begun = saved.create("iformer_nano", str(tmp_path / source), num_classes=3)
+        assert torch.equal(begun.stem.conv1.weight, model.stem.conv1.weight)
+
+
+def test_the_file_does_not_change_how_the_rest_begins(tmp_path: Path) -> None:
+    torch.save(timm.create_model("iformer_nano", num_classes=7).state_dict(), tmp_path / "mine.pth")
+    heads = []
+    for pretrained in (str(tmp_path / "mine.pth"), False):
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            heads.append(saved.create("iformer_nano", pretrained, num_classes=3).head.fc.weight)
+    assert torch.equal(*heads)
+
+
+def test_a_folder_claims_nothing_of_the_release(tmp_path: Path) -> None:
+    saved.save(timm.create_model("iformer_small", num_classes=2), tmp_path, ["a", "b"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert not {"license", "origin_url", "tag", "url", "file", "hf_hub_id"} & set(config["pretrained_cfg"])
+    assert (config["num_classes"], "num_classes" in config["model_args"]) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "preset", "reason"),
+    [
+        (
+            "iformer_small.pth",
+            "",
+            "iformer_small",
+            r"the file is called iformer_small\.pth; its tensors fit iformer_small",
+        ),
+        ("iformer_small_384.pth", "", "iformer_small_384", "the file is called iformer_small_384"),
+        ("best_at_384.pth", "", "iformer_small_384", "best_at_384"),
+        ("weights.pth", "iformer_small_384", "iformer_small_384", "asked for"),
+        ("iformer_small_384.pth", "iformer_small", "iformer_small", "asked for"),
+    ],
+)
+def test_name_or_model_decides_between_224_and_384(
+    released_file: Path, tmp_path: Path, name: str, model: str, preset: str, reason: str
+) -> None:
+    (tmp_path / name).symlink_to(released_file)
+    found, why = saved.convert_official(tmp_path / name, tmp_path / "out.safetensors", model)
+    assert found == f"{preset}.sail_in1k"
+    assert re.search(reason, why)
+
+
+def test_a_conversion_that_could_be_either_asks(released_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").symlink_to(released_file)
+    with pytest.raises(ValueError, match=r"fit iformer_small and iformer_small_384 alike, .* --model"):
+        saved.convert_official(tmp_path / "weights.pth", tmp_path / "out.safetensors")
+    with pytest.raises(ValueError, match="fit iformer_small and iformer_small_384, not iformer_base"):
+        saved.convert_official(tmp_path / "weights.pth", tmp_path / "out.safetensors", "iformer_base")
+
+
+def test_files_of_either_grid_load_into_either_model(released: dict[str, Tensor], tmp_path: Path) -> None:
+    """The authors' code makes embeddings of the grid of 384 pixels, their file for 384 holds those of 224."""
+    larger = dict(released)
+    for number, side in enumerate((96, 48, 24, 12), 1):
+        embedding = released[f"pos_embed{number}"].permute(0, 3, 1, 2)
+        larger[f"pos_embed{number}"] = F.interpolate(embedding, (side, side)).permute(0, 2, 3, 1)
+    torch.save(larger, tmp_path / "mine.pth")
+    preset, why = saved.convert_official(tmp_path / "mine.pth", tmp_path / "out.safetensors")
+    assert (preset, "96x96" in why) == ("iformer_small_384.sail_in1k", True)
+    for arguments, side in ({"img_size": 384}, 96), ({}, 56):
+        for name in ("iformer_small", "iformer_small_384"):
+            model = saved.create(name, str(tmp_path / "out.safetensors"), **arguments)
+            assert model.stages[0].pos_embed.shape == (side, side, 96)
+
+
+HOSTILE = [
+    ({"network": {"pretrained_backbone": True}}, "pretrained_backbone"),
+    ({"network": {"cache_dir": "/tmp"}}, "cache_dir"),
+    ({"network": {"pretrained_cfg_overlay": {"url": "http://example.org/a.pth"}}}, "pretrained_cfg_overlay"),
+    ({"network": {"checkpoint_path": "a.pth"}}, "checkpoint_path"),
+    ({"network": {"backbone": "hf-hub:stranger/model"}}, "timm has no model"),
+    ({"network": {"backbone": "local-dir:/tmp/a"}}, "timm has no model"),
+    ({"network": {"neck_channels": 10**9}}, "neck_channels"),
+    ({"network": {"depths": [10**9]}}, "depths"),
+    ({"network": {"num_classes": "2"}}, "num_classes"),
+    ({"resize": [10**9, 10**9]}, "resize"),
+    ({"mean": [float("nan"), 0, 0]}, "mean"),
+    ({"palette": [[1, 2, 300]]}, "palette"),
+    ({"class_names": "abc"}, "class_names"),
+    ({"surprise": 1}, "surprise"),
+    ({"task": "conquest"}, "task is 'conquest'"),
+    ({"task": 3}, "task is 3"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), HOSTILE)
+def test_a_strangers_segmenter(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    config = {"task": "segmentation", **SEGMENTER}
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert saved.find(tmp_path)[1] == config
+    for key, value in change.items():
+        config[key] = {**config[key], **value} if key == "network" else value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json: .*{named}") as error:
+        saved.find(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"pretrained_backbone": "http://example.org/a.pth"}, "pretrained_backbone"),
+        ({"backbone_args": {"cache_dir": "/tmp"}}, "cache_dir"),
+        ({"backbone_args": {"pretrained": True}}, "pretrained"),
+        ({"max_size": 10**7}, "max_size"),
+        ({"num_classes": 3}, "differ in number"),
+        ({"box_score_thresh": float("inf")}, "box_score_thresh"),
+    ],
+)
+def test_a_strangers_detector(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text(json.dumps({"task": "detection", **DETECTOR}))
+    assert saved.find(tmp_path)[1]["category_ids"] == [1, 5]
+    config = {"task": "detection", **DETECTOR, "model": {**DETECTOR["model"], **change}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=named):
+        saved.find(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "hf-hub:stranger/model"},
+        {"model_args": {"pretrained": True}},
+        {"model_args": {"checkpoint_path": "a.pth"}},
+        {"model_args": {"pretrained_cfg_overlay": {"file": "a.pth"}}},
+        {"num_classes": 10**9},
+        {"label_names": [1, 2, 3]},
+    ],
+)
+def test_a_strangers_classifier(change: dict[str, Any], tmp_path: Path) -> None:
+    saved.save(nano(), tmp_path, ["a", "b", "c"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json: {next(iter(change))}"):
+        saved.load(tmp_path)
+
+
+def test_nothing_is_fetched_for_a_saved_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's configuration may say where weights are; a saved folder's are beside it."""
+    saved.save(nano(), tmp_path, ["a", "b", "c"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"] |= {"url": "http://example.org/a.pth", "file": "b.pth", "hf_hub_id": "stranger/model"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = saved.load(tmp_path)
+    assert not {"url", "file", "hf_hub_id"} & {key for key, value in model.pretrained_cfg.items() if value}
+
+
+def test_a_folder_of_a_model_at_384_as_earlier_versions_wrote_it(tmp_path: Path) -> None:
+    model = timm.create_model("iformer_nano", img_size=48, num_classes=2).eval()
+    saved.save(model, tmp_path, ["a", "b"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["model_args"]["img_size"]  # it was the preset's
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    images = torch.randn(1, 3, 48, 48)
+    torch.testing.assert_close(saved.load(tmp_path)(images), model(images))

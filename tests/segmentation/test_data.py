@@ -216,3 +216,45 @@ def test_order_and_crops_depend_on_the_seed_not_on_the_workers(scenes: Path) -> 
 
     for one, other in zip(batches(0), batches(2), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_class_without_a_pixel_is_told_with_what_the_files_hold(
+    scenes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in (scenes / "labels").rglob("*.png"):
+        Image.fromarray(np.where(labels_in(file) == 1, 255, 0).astype(np.uint8)).save(file)
+    data(scenes, class_names=["background", "object"], ignore_labels=[255])
+    (message,) = caplog.messages
+    assert message == (
+        f"{scenes}/labels/train: no pixel of object in 8 label maps, which hold the values 0, 255 (ignored); "
+        "expected 0 to 1, the classes, or 255, which is ignored"
+    )
+
+
+def test_classes_that_are_all_there_are_not_worth_a_word(scenes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data(scenes)
+    assert not caplog.messages
+
+
+def test_rare_classes_of_a_large_set_are_not_worth_a_word(
+    scenes: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iformer.segmentation.data.SAMPLE", 4)
+    data(scenes, class_names=[*NAMES, "unicorn"])
+    assert not caplog.messages
+    monkeypatch.setattr("iformer.segmentation.data.SAMPLE", 8)
+    data(scenes, class_names=[*NAMES, "unicorn"])
+    assert "no pixel of unicorn in 8 label maps" in caplog.text
+
+
+def test_hidden_files_are_no_images_and_linked_folders_are_followed(scenes: Path, tmp_path: Path) -> None:
+    (scenes / "images/train/._0.png").write_bytes(b"not an image")
+    (scenes / "images/train/.ipynb_checkpoints").mkdir()
+    (scenes / "images/train/.ipynb_checkpoints/0.png").write_bytes(b"not an image")
+    for kind in ("images", "labels"):
+        (scenes / kind / "val").rename(tmp_path / f"{kind}_elsewhere")
+        (scenes / kind / "val").mkdir()
+        (scenes / kind / "val/town").symlink_to(tmp_path / f"{kind}_elsewhere", target_is_directory=True)
+    module = data(scenes)
+    assert len(module.train_dataloader()) == 4
+    assert len(list(module.val_dataloader())) == 3

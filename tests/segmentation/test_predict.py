@@ -50,3 +50,17 @@ def test_the_legend_names_the_classes_that_are_there(tmp_path: Path, monkeypatch
     (legend,) = drawn[0].legends
     assert [text.get_text() for text in legend.get_texts()] == ["blue  75.0%", "red  25.0%"]
     assert [patch.get_facecolor()[:3] for patch in legend.get_patches()] == [(0, 0, 250 / 255), (250 / 255, 0, 0)]
+
+
+def test_an_image_that_fails_is_one_line_and_the_others_go_on(tmp_path: Path) -> None:
+    saved.save_assembled(build(**NETWORK), tmp_path / "run", "segmentation", CONFIG)
+    Image.new("RGB", (50, 40)).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    Image.new("RGB", (20000, 1)).save(tmp_path / "line.png")
+    paths = [tmp_path / name for name in ("cut.png", "line.png", "whole.png")]
+    cut, line, whole = segment(tmp_path / "run", CONFIG, paths, tmp_path / "out")
+    assert "cut.png: " in cut["error"]
+    assert "\n" not in cut["error"]
+    assert "classes" in line or "line.png: " in line["error"]
+    assert whole["classes"]

@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from iformer.training.callbacks import NonFiniteLossError
 from iformer.training.launcher import run
 from iformer.training.workers import leave_signals_to_the_run
 from tests.training.processes import CONTEXT, start, wait_for
-from tests.training.tiny import recipe
+from tests.training.tiny import log_of, recipe
 
 
 def weights(run_folder: Path) -> dict[str, torch.Tensor]:
@@ -36,8 +37,9 @@ def step_of(path: Path) -> int:
     return int(re.findall(r"\d+", path.stem)[0])
 
 
+LOGGED = {"trainer__log_every_n_steps": 1}
 VARIANTS: dict[str, dict] = {
-    "plain": {},
+    "plain": LOGGED,
     "workers": {"data__init_args__workers": 2, "trainer__accumulate_grad_batches": 3, "checkpoint__every_n_steps": 1},
     "ema": {"trainer__callbacks": [{"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging"}]},
 }
@@ -49,7 +51,7 @@ def test_killed_anywhere_and_resumed_ends_with_the_same_weights(changes: dict, t
     whole = start(recipe(tmp_path / "whole", **changes))
     file = recipe(tmp_path, **changes)
     moments = random.Random(os.getpid())
-    for _ in range(2 if changes else 4):
+    for _ in range(4 if changes is LOGGED else 2):
         before = checkpoints.available(tmp_path / "run")
         process = start(file, *["--resume"] * bool(before))
         wait_for(lambda before=before: checkpoints.available(tmp_path / "run")[:1] != before[:1], process)  # type: ignore[misc]
@@ -64,9 +66,10 @@ def test_killed_anywhere_and_resumed_ends_with_the_same_weights(changes: dict, t
     whole.join()
     assert (process.exitcode, whole.exitcode) == (0, 0), file.with_name("stderr").read_text()
     assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole" / "run"))
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole" / "run")
 
 
-@pytest.mark.parametrize("step", [3, 8, 12, 16, 24])
+@pytest.mark.parametrize("step", [3, 8, 12, 16, 24, 32])
 def test_each_checkpoint_leads_to_the_same_weights(step: int, whole_run: Path, tmp_path: Path) -> None:
     """Checkpoints in the middle of an epoch (3, 12) and at its end (8, 16, 24), read in this process.
 
@@ -76,15 +79,17 @@ def test_each_checkpoint_leads_to_the_same_weights(step: int, whole_run: Path, t
     kept.mkdir(parents=True)
     name = f"step-{step:09}.ckpt"
     (kept / name).symlink_to(whole_run / "run" / checkpoints.FOLDER / name)
-    run("fit", ["--config", str(recipe(tmp_path, data__init_args__workers=1)), "--resume"])
+    shutil.copy(whole_run / "run" / "metrics.csv", tmp_path / "run")
+    run("fit", ["--config", str(recipe(tmp_path, data__init_args__workers=1, **LOGGED)), "--resume"])
     assert_same(weights(tmp_path / "run"), weights(whole_run / "run"))
+    assert log_of(tmp_path / "run") == log_of(whole_run / "run")
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with all its checkpoints kept."""
     folder = tmp_path_factory.mktemp("whole")
-    run("fit", ["--config", str(recipe(folder, checkpoint__keep=100, data__init_args__workers=1))])
+    run("fit", ["--config", str(recipe(folder, checkpoint__keep=100, data__init_args__workers=1, **LOGGED))])
     return folder
 
 

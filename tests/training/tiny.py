@@ -1,5 +1,6 @@
 """A small training run that draws random numbers wherever a real one does."""
 
+import csv
 import os
 import random
 import subprocess
@@ -15,7 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.fsdp._common_utils import _FSDPDeviceHandle
 from torch.utils.data import DataLoader, Dataset
 
-from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
+from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
 from iformer.training.workers import leave_signals_to_the_run
 
 MODEL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [2, 2, 2, 2], "attention_heads": [1, 1, 1, 1]}
@@ -68,7 +69,7 @@ class TinyData(lightning.LightningDataModule):
             repeats=self.repeats if training else 1,
         )
         if training:
-            batches.start(*position(self.trainer))
+            batches.begin_with(self.trainer)
         images = Images(self.length, len(self.class_names), training and self.augment)
         return DataLoader(
             SeededDataset(images, run_seed()),
@@ -175,3 +176,9 @@ class CPUSharding(FSDPStrategy):
             unittest.mock.patch("torch.distributed.fsdp.fully_sharded_data_parallel._init_device_handle", use_cpu),
         ):
             return super()._setup_model(model)
+
+
+def log_of(run: Path) -> list[dict[str, str]]:
+    """The rows of a run's ``metrics.csv``, without those times that no two runs share."""
+    with open(run / "metrics.csv") as file:
+        return [{k: v for k, v in row.items() if k != "images/s"} for row in csv.DictReader(file)]

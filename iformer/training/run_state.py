@@ -1,0 +1,232 @@
+"""What is in the folder of a run besides checkpoints, and what a run that goes on makes of it.
+
+``metrics.csv``, a row each time something is logged; ``recipe.yaml``, every setting; ``run.lock`` while one trains.
+"""
+
+import csv
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import SoftFileLock, Timeout
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from torch import Tensor
+
+from iformer.common.files import replaced
+
+LOCK = "run.lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in ``folder``. The lock of a process that was killed does not count.
+
+    Raises:
+        ValueError: Another process trains there; names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = SoftFileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        owner = (
+            [*(folder / LOCK).read_text(errors="replace").split(), "", ""] if (folder / LOCK).is_file() else ["", ""]
+        )
+        raise ValueError(
+            f"{folder}: process {owner[0]} on {owner[1]} trains there; wait for it, or name another folder with "
+            f"--trainer.default_root_dir (if there is no such process any more, remove {LOCK})"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class MetricsLog(Logger):
+    """``metrics.csv``: what is logged, a row at a time, with the step and the epoch.
+
+    Each row is written at once, and checkpoints hold how many there were. So the file of a run that was interrupted
+    and went on has the same rows as that of a run that was not.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.file = Path(folder, "metrics.csv")
+        self.columns: list[str] = []
+        self.rows = 0
+
+    @property
+    def name(self) -> str:
+        """Lightning's folder below ``save_dir``: none."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Lightning's folder below ``name``: none."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.file.parent)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: ``recipe.yaml`` has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Write a row.
+
+        Raises:
+            OSError: It could not be written; names the file.
+        """
+        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        row["step"] = step
+        if self.rows == 0 or not row.keys() <= set(self.columns):
+            self._write([*(self._read() if self.rows else []), row])
+            return
+        try:
+            with open(self.file, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.file)) from error
+        self.rows += 1
+
+    @rank_zero_only
+    def keep(self, rows: int | None, step: int) -> None:
+        """Go on with the file of an earlier process.
+
+        Args:
+            rows: How many of its rows to keep; None where the checkpoint does not say.
+            step: Then only those before this optimiser step.
+        """
+        if self.file.is_file():
+            found = self._read()
+            self._write(found[:rows] if rows is not None else [row for row in found if int(row["step"] or 0) < step])
+
+    def _read(self) -> list[dict[str, Any]]:
+        with open(self.file, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        self.columns, self.rows = sorted({name for row in rows for name in row}), len(rows)
+        with (
+            replaced(self.file.parent, named=self.file) as temporary,
+            open(temporary / self.file.name, "w", newline="", encoding="utf-8") as file,
+        ):
+            table = csv.DictWriter(file, self.columns)
+            table.writeheader()
+            table.writerows(rows)
+
+
+class RunRecord(Callback):
+    """Keeps recipe, names of the classes and place in the log in the checkpoints, and the recipe in the run's folder.
+
+    At resumption it compares what the checkpoint says with what is now. Settings of the optimiser and the schedule are
+    those of now, not the checkpoint's; a message names the settings that have changed.
+
+    Args:
+        recipe: The recipe's name.
+        settings: Every setting of the training run, as YAML.
+    """
+
+    def __init__(self, recipe: str, settings: str) -> None:
+        self.recipe, self.settings = recipe, settings
+        self.resumed = False
+        self.groups: list[list[dict[str, Any]]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``recipe.yaml``.
+
+        Raises:
+            OSError: It could not be written; names the file.
+        """
+        if stage == "fit" and trainer.is_global_zero:
+            file = Path(trainer.default_root_dir, "recipe.yaml")
+            with replaced(file.parent, named=file) as temporary:
+                (temporary / file.name).write_text(self.settings)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add ``recipe``, ``settings`` (YAML), ``class_names``, ``global_batch`` and ``log_rows``."""
+        names = _class_names(trainer)
+        checkpoint |= {"recipe": self.recipe, "settings": self.settings, "class_names": names}
+        checkpoint["global_batch"] = _global_batch(trainer)
+        checkpoint["log_rows"] = next((log.rows for log in trainer.loggers if isinstance(log, MetricsLog)), None)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Compare with the checkpoint, and go on with its log.
+
+        Raises:
+            ValueError: The data's classes are not those of the checkpoint; or the schedule, whose rates and steps
+                belong to the global batch that training began with, would go wrong.
+        """
+        names, saved = _class_names(trainer), checkpoint.get("class_names")
+        if names and saved and names != saved:
+            odd = sorted(set(names) ^ set(saved)) or ["their order"]
+            raise ValueError(f"the data's classes are not those of the checkpoint: {', '.join(odd[:5])} differ")
+        if trainer.state.fn != "fit":
+            return
+        batch, begun = _global_batch(trainer), checkpoint.get("global_batch")
+        if batch and begun and batch != begun:
+            raise ValueError(
+                f"the global batch (batch_size x devices x accumulate_grad_batches) is {batch}, "
+                f"expected the {begun} of the checkpoint to resume from"
+            )
+        if changed := _changes(checkpoint.get("settings", ""), self.settings):
+            rank_zero_info(f"Going on with other settings than the checkpoint's: {'; '.join(changed)}")
+        self.resumed = True
+        checkpoint["lr_schedulers"] = []  # a schedule is a function of its settings and the number of steps taken
+        for log in trainer.loggers:
+            if isinstance(log, MetricsLog):
+                log.keep(checkpoint.get("log_rows"), checkpoint["global_step"])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the optimiser's settings, before the checkpoint's take their place."""
+        self.groups = [
+            [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+            for optimizer in trainer.optimizers
+        ]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the optimiser's settings and the learning rate to what they are now."""
+        if not self.resumed:
+            return
+        for optimizer, groups in zip(trainer.optimizers, self.groups, strict=True):
+            for group, settings in zip(optimizer.param_groups, groups, strict=True):
+                group.update(settings)
+        for config in trainer.lr_scheduler_configs:
+            pl_module.lr_scheduler_step(config.scheduler, None)
+
+
+def _class_names(trainer: Trainer) -> list[str] | None:
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    return None if names is None else [str(name) for name in names]
+
+
+def _global_batch(trainer: Trainer) -> int | None:
+    """Images of an optimiser step, if the data tells."""
+    batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    return None if batch_size is None else batch_size * trainer.world_size * trainer.accumulate_grad_batches
+
+
+def _changes(before: str, now: str) -> list[str]:
+    """Return ``key before -> now`` of the settings of model, data and trainer that differ."""
+    old, new = (_flat(yaml.safe_load(text) or {}) for text in (before, now))
+    return [
+        f"{key} {old[key]} -> {new[key]}"
+        for key in sorted(old.keys() & new.keys())
+        if old[key] != new[key] and key.startswith(("model.", "data.", "trainer.", "seed_everything"))
+    ]
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(settings, dict) or not settings:
+        return {prefix.removesuffix("."): settings}
+    return {name: value for key, inner in settings.items() for name, value in _flat(inner, f"{prefix}{key}.").items()}

@@ -1,0 +1,23 @@
+"""The labelled images that an exported classifier is measured with."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from iformer.deployment.shipping import _samples
+
+MODEL = SimpleNamespace(pretrained_cfg={"label_names": ["ant", "bee"]}, num_classes=2)
+
+
+def test_classes_are_the_first_level_of_folders_and_hidden_files_are_none(tmp_path: Path) -> None:
+    for name in ("ant/day1/a.png", "bee/b.png", "bee/.ipynb_checkpoints/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    found = [(path.name, label) for path, label in _samples(MODEL, tmp_path)]
+    assert found == [("a.png", 0), ("b.png", 1)]
+    (tmp_path / "cow").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "cow/d.png")
+    with pytest.raises(ValueError, match="cow is not a class of the model"):
+        _samples(MODEL, tmp_path)

@@ -1,0 +1,174 @@
+"""The folder of a run: its lock, its log, and what changed settings do to a run that goes on."""
+
+import csv
+import errno
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from iformer.classification.task import ClassificationTask
+from iformer.training import checkpoints, run_state
+from iformer.training.launcher import run
+from tests.training.processes import start, wait_for
+from tests.training.tiny import log_of, recipe
+
+EVERY_STEP = {"trainer__log_every_n_steps": 1}
+
+
+def rates(folder: Path) -> list[float]:
+    return [float(row["lr"]) for row in log_of(folder) if row["lr"]]
+
+
+def test_more_epochs_follow_the_cosine_over_all_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "whole").mkdir()
+    run("fit", ["--config", str(recipe(tmp_path / "whole", **EVERY_STEP))])
+    run("fit", ["--config", str(recipe(tmp_path, trainer__max_epochs=2, **EVERY_STEP))])
+    with caplog.at_level(logging.INFO):
+        run("fit", ["--config", str(recipe(tmp_path, **EVERY_STEP)), "--resume"])
+    assert rates(tmp_path / "run")[16:] == rates(tmp_path / "whole/run")[16:]
+    assert "trainer.max_epochs 2 -> 4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "optimization",
+    [
+        {"lr": 1e-4, "weight_decay": 0.5, "warmup_epochs": 0, "base_batch": None},
+        {"lr": 1e-4, "min_lr": 1e-5, "cooldown_epochs": 0, "base_batch": None, "per": "step"},
+    ],
+)
+def test_other_rates_hold_from_there_on(tmp_path: Path, optimization: dict[str, Any]) -> None:
+    (tmp_path / "whole").mkdir()
+    changed = {"model__init_args__optimization": optimization, **EVERY_STEP}
+    run("fit", ["--config", str(recipe(tmp_path / "whole", **changed))])
+    run("fit", ["--config", str(recipe(tmp_path, trainer__max_epochs=2, **EVERY_STEP))])
+    run("fit", ["--config", str(recipe(tmp_path, **changed)), "--resume"])
+    assert rates(tmp_path / "run")[16:] == rates(tmp_path / "whole/run")[16:]
+    groups = torch.load(checkpoints.newest(tmp_path / "run"))["optimizer_states"][0]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, optimization.get("weight_decay", 0.05)}
+
+
+@pytest.mark.parametrize("changes", [{}, {"trainer__check_val_every_n_epoch": 3}, {"trainer__val_check_interval": 0.5}])
+@pytest.mark.parametrize("last", [False, True])
+def test_killed_in_validation_the_run_gets_that_validation(
+    changes: dict[str, Any], last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {**changes, **EVERY_STEP, "trainer__max_epochs": 3}
+    (tmp_path / "whole").mkdir()
+    run("fit", ["--config", str(recipe(tmp_path / "whole", **changes))])
+    validations = [int(row["step"]) + 1 for row in log_of(tmp_path / "whole/run") if row["val_loss"]]
+    assert validations[-1] == 24
+    step, validate = validations[-1 if last else 0], ClassificationTask.validation_step
+
+    def interrupted(self: ClassificationTask, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == step and batch_idx == 2:
+            raise KeyboardInterrupt
+        return validate(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassificationTask, "validation_step", interrupted)
+    file = recipe(tmp_path, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        run("fit", ["--config", str(file)])
+    monkeypatch.undo()
+    results = run("fit", ["--config", str(file), "--resume"])
+    assert "val_loss" in results["metrics"]
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole/run")
+    first, second = (load_file(folder / "run/model.safetensors") for folder in (tmp_path, tmp_path / "whole"))
+    assert all(torch.equal(first[key], second[key]) for key in second)
+
+
+def test_a_log_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    run("fit", ["--config", str(recipe(tmp_path, trainer__max_epochs=2, **EVERY_STEP))])
+    whole = log_of(tmp_path / "run")
+    path = checkpoints.available(tmp_path / "run")[1]  # in the middle of the second epoch
+    saved = torch.load(path)
+    del saved["log_rows"]
+    torch.save(saved, path)
+    checkpoints.newest(tmp_path / "run").unlink()
+    run("fit", ["--config", str(recipe(tmp_path, trainer__max_epochs=2, **EVERY_STEP)), "--resume"])
+    assert log_of(tmp_path / "run") == whole
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    file = recipe(tmp_path, trainer__max_epochs=200)
+    first = start(file)
+    wait_for(lambda: checkpoints.available(tmp_path / "run"), first)
+    for arguments in ([], ["--resume"]):
+        with pytest.raises(ValueError, match=rf"run: process {first.pid} on {socket.gethostname()} trains there"):
+            run("fit", ["--config", str(file), *arguments])
+    assert first.exitcode is None
+    assert first.pid is not None
+    os.killpg(first.pid, signal.SIGKILL)
+    first.join()
+    assert (tmp_path / "run" / run_state.LOCK).exists()  # of a process that is no more
+    step = int(checkpoints.newest(tmp_path / "run").stem.split("-")[1])
+    run("fit", ["--config", str(file), "--resume", f"--trainer.max_epochs={step // 8 + 2}"])
+    assert not (tmp_path / "run" / run_state.LOCK).exists()
+
+
+def test_a_quick_try_leaves_nothing_behind(tmp_path: Path) -> None:
+    run("fit", ["--config", str(recipe(tmp_path)), "--trainer.fast_dev_run=2"])
+    assert list((tmp_path / "run").iterdir()) == []
+    run("fit", ["--config", str(recipe(tmp_path))])
+
+
+def test_overfitting_takes_the_same_batches_in_each_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    step = ClassificationTask.training_step
+
+    def watched(self: ClassificationTask, batch: Any, batch_idx: int) -> Any:
+        seen.append(batch[1].tolist())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassificationTask, "training_step", watched)
+    run("fit", ["--config", str(recipe(tmp_path, trainer__overfit_batches=2, data__init_args__repeats=1))])
+    assert len(seen) == 8
+    assert seen[:2] == seen[2:4] == seen[4:6] == seen[6:]
+
+
+def test_ctrl_c_waits_for_the_end_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = torch.save
+
+    def interrupted(data: Any, file: Any) -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        time.sleep(0.3)
+        save(data, file)
+
+    monkeypatch.setattr(checkpoints.torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.AtomicCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "step-1.ckpt")
+    assert torch.load(tmp_path / "step-1.ckpt") == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1.ckpt"]
+
+
+def test_checkpoints_that_cannot_be_read_are_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / checkpoints.FOLDER).mkdir()
+    for step in (1, 2):
+        (tmp_path / checkpoints.FOLDER / f"step-{step:09}.ckpt").write_bytes(b"no checkpoint")
+    with (
+        pytest.warns(UserWarning, match="passed over"),
+        pytest.raises(ValueError, match="none of the 2 checkpoints can be read"),
+    ):
+        checkpoints.newest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "recipe.yaml"])
+def test_a_full_disk_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = recipe(tmp_path, **EVERY_STEP)
+    if name == "metrics.csv":
+        monkeypatch.setattr(csv.DictWriter, "writerow", full)
+    else:
+        monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=name):
+        run("fit", ["--config", str(file)])
