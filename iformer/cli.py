@@ -3,6 +3,7 @@
 Each verb imports what it needs when it runs, so that --help is instant.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -71,15 +72,20 @@ def _run(arguments: list[str]) -> int:
 def _fail(message: str, as_json: bool = False) -> int:
     terminal.say(f"iformer: error: {message}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": message}))
+        _print_error(message)
     return 2
 
 
 def _interrupted(as_json: bool = False) -> int:
     print("iformer: interrupted", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": "interrupted"}))
+        _print_error("interrupted")
     return 130
+
+
+def _print_error(message: str) -> None:
+    with contextlib.suppress(OSError):  # one line has told of an error, and so does the status: no need for a second
+        print(json.dumps({"error": message}))
 
 
 @app.command()
