@@ -403,6 +403,8 @@ def export(
         _export_detector(model, output, images, as_json)
         return
     result = ship(model, file_format, precision, dynamic, output, images, labelled, weights, size)
+    for message in result["unreadable"]:
+        _fail(message)
     if as_json:
         print(json.dumps(result, indent=2))
         return

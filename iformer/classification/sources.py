@@ -10,6 +10,7 @@ import os
 import random
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from multiprocessing import Value
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -277,7 +278,8 @@ class TarMembers(ReaderImageInTar):
         names = [self.class_idx_to_name[target] for target in self.targets[shown]]
         if self.root_is_tar and all(outer is None for *_, outer in self.samples):
             folders = [PurePosixPath(info.path).parent.parts for info, *_ in self.samples]
-            shared = len(os.path.commonprefix(folders)) if len(set(folders)) > 1 else len(folders[0]) - 1
+            alike = takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))
+            shared = len(list(alike)) if len(set(folders)) > 1 else max(0, len(folders[0]) - 1)
             # A folder that holds both images and all other folders is a class, or the images lie outside of classes.
             names = [(*inner[shared:], "")[0] for inner in folders]
             if "" in names and shared:
