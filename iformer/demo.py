@@ -28,7 +28,7 @@ from iformer.frequency.analyze import explain
 from iformer.frequency.measurement import measure
 from iformer.frequency.subjects import open_subject
 from iformer.models import saved
-from iformer.training.callbacks import ImagesPerSecond, progress_bar
+from iformer.training.callbacks import ImagesPerSecond, ProgressBar
 from iformer.training.optimization import AdamWCosine
 
 MODEL = "iformer_nano"
@@ -72,7 +72,7 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
         accelerator="auto",
         devices=1,
         logger=CSVLogger(output, name="", version=""),
-        callbacks=[progress_bar(), rate],
+        callbacks=[ProgressBar(), rate],
         enable_checkpointing=False,
         enable_model_summary=False,
         gradient_clip_val=1.0,

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import lightning
 import numpy as np
 import torch
+from pydantic import Field
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.layers import to_2tuple
 from torch.utils.data import DataLoader
@@ -25,6 +26,7 @@ from iformer.classification.sources import (
     labels_of,
     open_split,
 )
+from iformer.common.ranges import Count, NotNegativeInt, Positive, Range, Share, ShareRange, Size, checked
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
 from iformer.training.workers import leave_signals_to_the_run
 
@@ -87,6 +89,7 @@ class ImageData(lightning.LightningDataModule):
         ValueError: An argument is out of range. :meth:`setup` raises it where the images are not as described.
     """
 
+    @checked
     def __init__(
         self,
         root: str = "",
@@ -94,32 +97,32 @@ class ImageData(lightning.LightningDataModule):
         train_split: str | None = None,
         val_split: str | None = None,
         test_split: str | None = None,
-        val_share: float = 0.1,
+        val_share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
         class_file: str | None = None,
-        image_size: int | tuple[int, int] = 224,
+        image_size: Count | Size = 224,
         in_chans: Literal[1, 3] = 3,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        std: Sequence[Positive] = IMAGENET_DEFAULT_STD,
         interpolation: str = "bicubic",
-        crop_pct: float = 0.9,
+        crop_pct: Positive = 0.9,
         crop_mode: CropMode = "center",
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        num_workers: int = 4,
+        batch_size: Count = 128,
+        eval_batch_size: Count | None = None,
+        num_workers: NotNegativeInt = 4,
         pin_memory: bool = True,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        crop_padding: int = 0,
-        hflip: float = 0.5,
-        vflip: float = 0.0,
-        color_jitter: float = 0.0,
+        scale: ShareRange = (0.08, 1.0),
+        ratio: Range = (3 / 4, 4 / 3),
+        crop_padding: NotNegativeInt = 0,
+        hflip: Share = 0.5,
+        vflip: Share = 0.0,
+        color_jitter: Share = 0.0,
         auto_augment: str | None = None,
         train_interpolation: str | None = "random",
-        random_erasing: float = 0.0,
+        random_erasing: Share = 0.0,
         erasing_mode: ErasingMode = "pixel",
-        repeats: int = 1,
+        repeats: Count = 1,
         on_error: Literal["raise", "skip"] = "raise",
-        max_error_share: float = 0.01,
+        max_error_share: Share = 0.01,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -128,7 +131,7 @@ class ImageData(lightning.LightningDataModule):
         self.batch_size = batch_size
         # Of each kind of split: the reader, the labels of all that it reads, and the indices to use.
         self._parts: dict[str, tuple[Any, list[int], list[int]]] = {}
-        _require_in_range(self.settings)
+        _require_consistent(self.settings)
         _require_known_names(self.settings)
 
     @property
@@ -312,16 +315,8 @@ class ShardLoader(DataLoader):
         return super().__iter__()
 
 
-def _require_in_range(settings: Any) -> None:
-    """Raise ValueError, naming the argument, where a value makes no sense."""
-    for name in ("hflip", "vflip", "random_erasing", "max_error_share"):
-        if not 0 <= settings[name] <= 1:
-            raise ValueError(f"{name} is {settings[name]}, expected 0 to 1")
-    if not 0 < settings.val_share < 1:
-        raise ValueError(f"val_share is {settings.val_share}, expected more than 0 and less than 1")
-    for name in ("batch_size", "repeats"):
-        if settings[name] < 1:
-            raise ValueError(f"{name} is {settings[name]}, expected 1 or more")
+def _require_consistent(settings: Any) -> None:
+    """Raise ValueError, naming the argument, where one does not fit another."""
     for name in ("mean", "std"):
         if len(settings[name]) != settings.in_chans:
             raise ValueError(

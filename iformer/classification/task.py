@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from iformer.common.pages import write_csv
 from iformer.common.plotting import label, quiet_fonts
+from iformer.common.ranges import Count, NotNegative, ShareBelowOne, checked
 from iformer.models import saved
 from iformer.training.optimization import AdamWCosine
 from iformer.training.task import Task
@@ -48,16 +49,17 @@ class ClassificationTask(Task):
         OSError: The weights cannot be read.
     """
 
+    @checked
     def __init__(
         self,
         model: str,
-        num_classes: int = 1000,
+        num_classes: Count = 1000,
         pretrained: bool | str = False,
         model_args: dict[str, Any] | None = None,
         optimization: AdamWCosine = PAPER,
-        label_smoothing: float = 0.1,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
+        label_smoothing: ShareBelowOne = 0.1,
+        mixup: NotNegative = 0.0,
+        cutmix: NotNegative = 0.0,
         grad_checkpointing: bool = False,
         channels_last: bool = True,
         compile_model: bool = False,
@@ -71,6 +73,7 @@ class ClassificationTask(Task):
         if compile_model:
             self.model.compile()
         self.num_classes, self.optimization, self.confusion = num_classes, optimization, confusion
+        self.in_chans = (model_args or {}).get("in_chans", 3)
         self.mixup: Any = None
         if mixup or cutmix:
             self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
@@ -85,12 +88,18 @@ class ClassificationTask(Task):
         """Compare the classes of data and model; group the parameters while they are whole.
 
         Raises:
-            ValueError: The data's classes are not as many as the model's.
+            ValueError: The data's classes or channels are not as many as the model's.
         """
         names = self._of_data("class_names")
         if names is not None and len(names) != self.num_classes:
             raise ValueError(
                 f"model.init_args.num_classes is {self.num_classes}, but the data has {len(names)} classes"
+            )
+        channels = (self._of_data("data_config") or {}).get("input_size", [self.in_chans])[0]
+        if channels != self.in_chans:
+            raise ValueError(
+                f"data.init_args.in_chans is {channels}, but the model takes images of {self.in_chans} channels "
+                "(model.init_args.model_args.in_chans)"
             )
         self.parameter_groups = self.optimization.parameter_groups(self.model) if stage == "fit" else []
 

@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from iformer.common.images import UnreadableImageError, read_image
+from iformer.common.ranges import Count, NotNegativeInt, Share, checked
 from iformer.detection.annotations import Annotations, read, targets
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
 from iformer.training.workers import leave_signals_to_the_run
@@ -50,6 +51,7 @@ class CocoData(lightning.LightningDataModule):
         ValueError: An argument is out of range. :meth:`setup` raises it where the files are not as described.
     """
 
+    @checked
     def __init__(
         self,
         root: str = "data/coco",
@@ -57,19 +59,14 @@ class CocoData(lightning.LightningDataModule):
         train_annotations: str = "annotations/instances_train2017.json",
         val_images: str = "val2017",
         val_annotations: str = "annotations/instances_val2017.json",
-        limit: int | None = None,
-        batch_size: int = 2,
-        eval_batch_size: int | None = None,
-        num_workers: int = 4,
+        limit: Count | None = None,
+        batch_size: Count = 2,
+        eval_batch_size: Count | None = None,
+        num_workers: NotNegativeInt = 4,
         pin_memory: bool = True,
-        hflip: float = 0.5,
+        hflip: Share = 0.5,
     ) -> None:
         super().__init__()
-        if not 0 <= hflip <= 1:
-            raise ValueError(f"hflip is {hflip}, expected 0 to 1")
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("limit", limit)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected 1 or more")
         self.save_hyperparameters(logger=False)
         self.settings: Any = self.hparams
         self.batch_size = batch_size

@@ -3,9 +3,10 @@
 import difflib
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from timm.layers import LayerNorm2d, freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
@@ -16,6 +17,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from iformer.common.ranges import Count, require
 from iformer.models.backbone import feature_maps, refusal
 
 LEVELS = ("0", "1", "2", "3")  # of the pyramid; the fifth, "pool", is for proposals only
@@ -148,9 +150,14 @@ def mask_rcnn(
         settings: Others of torchvision's ``MaskRCNN``, ``box_score_thresh`` say.
 
     Raises:
-        ValueError: There is no such backbone or setting, or the backbone has no such maps.
+        ValueError: There is no such backbone or setting, a size makes no sense, or the backbone has no such maps.
         OSError: The weights cannot be read.
     """
+    for name, value in (("min_size", min_size), ("max_size", max_size)):
+        require(name, value, Count | Annotated[Sequence[Count], Field(min_length=1)])
+    shorter = max(min_size) if isinstance(min_size, Sequence) else min_size
+    if shorter > max_size:
+        raise ValueError(f"min_size is {shorter}, more than max_size, {max_size}; it is the shorter side")
     features = _features(backbone, pretrained_backbone, backbone_args or {})
     if freeze_batch_norm:
         features = freeze_batch_norm_2d(features)

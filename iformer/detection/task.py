@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from iformer.common.pages import write_csv
+from iformer.common.ranges import Count, checked
 from iformer.detection.masks import pasted
 from iformer.detection.metrics import AveragePrecision
 from iformer.detection.model import mask_rcnn
@@ -36,10 +37,11 @@ class DetectionTask(Task):
         OSError: The weights cannot be read.
     """
 
+    @checked
     def __init__(
         self,
         backbone: str,
-        num_classes: int = 80,
+        num_classes: Count = 80,
         pretrained: bool | str = False,
         model_args: dict[str, Any] | None = None,
         optimization: AdamWSteps = PAPER,

@@ -20,6 +20,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from iformer.common.files import replaced
+from iformer.common.ranges import ShareBelowOne, require
 from iformer.models import config, released
 from iformer.models.inception_transformer import InceptionTransformer
 
@@ -41,6 +42,8 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise ValueError(f"model: timm has no {name}{f', did you mean {near[0]}?' if near else ''}")
+    for rate in RATES & arguments.keys():
+        require(rate, arguments[rate], ShareBelowOne | None)
     if isinstance(pretrained, str):
         arguments = {**arguments, "pretrained_cfg_overlay": _weights(name, Path(pretrained), arguments)}
     try:
@@ -57,6 +60,9 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
             "give the path of a local copy for `pretrained`"
         ) from error
 
+
+RATES = {"drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate"}
+"""Arguments of timm's models that are probabilities; most models take any number for one."""
 
 OF_FEATURES = ("features_only", "out_indices", "output_stride", "feature_cls")
 """Arguments of ``timm.create_model`` that make a feature extractor of a classifier."""

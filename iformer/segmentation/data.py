@@ -5,20 +5,25 @@ import logging
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning
 import numpy as np
 import torch
+from pydantic import Field
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 
 from iformer.common.images import UnreadableImageError, find_images, read_image
+from iformer.common.ranges import Count, Factor, NotNegativeInt, Positive, Range, Share, Size, checked
 from iformer.segmentation.transforms import IGNORE, EvaluationTransform, training_transform
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
 from iformer.training.workers import leave_signals_to_the_run
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+MapValue = Annotated[int, Field(ge=0, lt=1 << 16)]
 
 SAMPLE = 200  # label maps that are looked at for classes without a pixel
 
@@ -142,6 +147,7 @@ class SegmentationData(lightning.LightningDataModule):
         ValueError: An argument is out of range. :meth:`setup` raises it where the files are not as described.
     """
 
+    @checked
     def __init__(
         self,
         root: str,
@@ -154,20 +160,20 @@ class SegmentationData(lightning.LightningDataModule):
         test_labels: str | None = None,
         image_suffix: str = "",
         label_suffix: str = ".png",
-        first_label: int = 0,
-        ignore_labels: Sequence[int] = (),
-        palette: list[tuple[int, int, int]] | None = None,
-        resize: tuple[int, int] | None = None,
-        crop: tuple[int, int] = (512, 512),
-        ratios: tuple[float, float] = (0.5, 2.0),
-        max_share: float = 0.75,
-        hflip: float = 0.5,
+        first_label: MapValue = 0,
+        ignore_labels: Sequence[MapValue] = (),
+        palette: list[tuple[Byte, Byte, Byte]] | None = None,
+        resize: Size | None = None,
+        crop: Size = (512, 512),
+        ratios: Range = (0.5, 2.0),
+        max_share: Factor = 0.75,
+        hflip: Share = 0.5,
         photometric: bool = True,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-        std: Sequence[float] = IMAGENET_DEFAULT_STD,
-        batch_size: int = 16,
-        eval_batch_size: int = 1,
-        num_workers: int = 4,
+        std: Sequence[Positive] = IMAGENET_DEFAULT_STD,
+        batch_size: Count = 16,
+        eval_batch_size: Count = 1,
+        num_workers: NotNegativeInt = 4,
         pin_memory: bool = True,
     ) -> None:
         super().__init__()
@@ -176,7 +182,7 @@ class SegmentationData(lightning.LightningDataModule):
         self.batch_size = batch_size
         self.class_names = tuple(class_names) if not isinstance(class_names, str) else _read_names(class_names)
         self.palette = [tuple(colour) for colour in palette or default_palette(len(self.class_names))]
-        _require_in_range(self.settings, self.class_names, self.palette)
+        _require_consistent(self.settings, self.class_names, self.palette)
         self._pairs: dict[str, list[tuple[Path, Path]]] = {}
 
     @property
@@ -331,31 +337,19 @@ def _read_names(path: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _require_in_range(settings: Any, names: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
-    """Raise ValueError, naming the argument, where a value makes no sense."""
+def _require_consistent(settings: Any, names: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError, naming the argument, where one does not fit another."""
     if not 2 <= len(names) < LabelledScenes.UNKNOWN or len(set(names)) < len(names):
         raise ValueError(
             f"class_names has {len(names)} names, {len(set(names))} of them different; expected 2 to 253 different ones"
         )
-    if len(palette) != len(names) or any(len(c) != 3 or min(c) < 0 or max(c) > 255 for c in palette):
-        raise ValueError(f"palette has {len(palette)} colours, expected three numbers to 255 for each of {len(names)}")
-    for name in ("hflip", "max_share"):
-        if not 0 <= settings[name] <= 1:
-            raise ValueError(f"{name} is {settings[name]}, expected 0 to 1")
-    for name in ("crop", "ratios", "resize"):
-        value = settings[name]
-        if value is not None and (len(value) != 2 or min(value) <= 0):
-            raise ValueError(f"{name} is {value}, expected two numbers greater than 0")
-    for name in ("batch_size", "eval_batch_size"):
-        if settings[name] < 1:
-            raise ValueError(f"{name} is {settings[name]}, expected 1 or more")
+    if len(palette) != len(names):
+        raise ValueError(f"palette has {len(palette)} colours, expected one for each of {len(names)} classes")
     for value in settings.ignore_labels:
-        if not 0 <= value < 1 << 16:
-            raise ValueError(f"ignore_labels is {value}, expected 0 to 65535")
         if settings.first_label <= value < settings.first_label + len(names):
             raise ValueError(
                 f"ignore_labels is {value}, which stands for the class {names[value - settings.first_label]}; expected "
                 f"none of {settings.first_label} to {settings.first_label + len(names) - 1}"
             )
-    if not 0 <= settings.first_label <= (1 << 16) - len(names):
+    if settings.first_label > (1 << 16) - len(names):
         raise ValueError(f"first_label is {settings.first_label}, expected 0 to {(1 << 16) - len(names)}")

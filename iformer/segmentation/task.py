@@ -1,15 +1,17 @@
 """Training and evaluation of segmenters."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import FSDPStrategy
+from pydantic import Field
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from iformer.common.pages import write_csv
+from iformer.common.ranges import NotNegativeInt, Size, checked
 from iformer.models import saved
 from iformer.segmentation import inference, metrics, pictures
 from iformer.segmentation.model import Architecture, build
@@ -44,18 +46,19 @@ class SegmentationTask(Task):
         OSError: The weights cannot be read.
     """
 
+    @checked
     def __init__(
         self,
         backbone: str = "iformer_small",
-        num_classes: int = 150,
+        num_classes: Annotated[int, Field(ge=1, le=IGNORE)] = 150,
         architecture: Architecture = "semantic_fpn",
         pretrained: bool | str = False,
         model_args: dict[str, Any] | None = None,
         optimization: AdamWCosine = PAPER,
-        window: tuple[int, int] | None = None,
+        window: Size | None = None,
         flip_test: bool = False,
         channels_last: bool = True,
-        pictures: int = 4,
+        pictures: NotNegativeInt = 4,
     ) -> None:
         super().__init__()
         self.network_config = {

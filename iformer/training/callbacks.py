@@ -7,14 +7,48 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.strategies import FSDPStrategy
+from rich.console import Console
+from rich.progress import BarColumn
 from timm.utils import distribute_bn
 from torch import Tensor
 from torch.optim import Optimizer
 
+WIDE = 110  # columns of a terminal with room for all of the progress bar
+TAKEN, TAKEN_WIDE = 52, 92  # by what stands before the metrics, with up to five digits for batches
 
-def progress_bar() -> RichProgressBar:
-    """A progress bar on standard error, so that standard output holds results only."""
-    return RichProgressBar(refresh_rate=1, leave=True, console_kwargs={"stderr": True})
+
+class ProgressBar(RichProgressBar):
+    """A progress bar on standard error, so that standard output holds results only; one line on narrow terminals too.
+
+    Epochs are counted from 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1, leave=True, console_kwargs={"stderr": True})
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """What is running, a bar, batches, time gone by and to come; where there is room, batches per second."""
+        what, bar, *others = super().configure_columns(trainer)
+        if Console(stderr=True).width < WIDE:
+            bar, others = BarColumn(bar_width=10), others[:2]
+        return [what, bar, *others]
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """As many as there is room for, with four digits."""
+        room = Console(stderr=True).width - (TAKEN_WIDE if Console(stderr=True).width >= WIDE else TAKEN)
+        shown: dict[str, Any] = {}
+        for name, value in super().get_metrics(trainer, pl_module).items():
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            room -= len(f"{name}: {text} ")
+            if room < 0:
+                break
+            shown[name] = text
+        return shown
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # There is no public way to count from 1; a test fails when the name changes.
+        most = self.trainer.max_epochs
+        return f"Epoch {current_epoch + 1}{f'/{most}' if most and most > 0 else ''}".ljust(len("Validation"))
 
 
 class ImagesPerSecond(Callback):

@@ -20,6 +20,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from iformer.common.ranges import Count, checked
+
 FOLDER = "checkpoints"  # in the folder of the run
 # What torch writes into the description of shards: names of classes that a pickle may hold without running code.
 _DESCRIBING = {
@@ -90,9 +92,8 @@ class RunCheckpoint(Checkpoint):
         keep: How many to keep.
     """
 
-    def __init__(self, every_n_steps: int | None = 1000, keep: int = 3) -> None:
-        if keep < 1 or (every_n_steps is not None and every_n_steps < 1):
-            raise ValueError(f"checkpoint.keep is {keep} and every_n_steps {every_n_steps}, expected 1 or more")
+    @checked
+    def __init__(self, every_n_steps: Count | None = 1000, keep: Count = 3) -> None:
         self.every_n_steps, self.keep = every_n_steps, keep
         self.terminated = False
         self.saved = 0  # the step of the last checkpoint

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import json
 import logging
 import os
 import pickle
@@ -12,9 +13,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse._util import import_object
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -22,10 +24,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from pydantic import Field
 
 from iformer.common.provenance import provenance
+from iformer.common.ranges import Count, NotNegative, NotNegativeInt, Share, in_words, require
 from iformer.training import checkpoints
-from iformer.training.callbacks import ImagesPerSecond, SharedBatchNorm, TrainingHealth, progress_bar
+from iformer.training.callbacks import ImagesPerSecond, ProgressBar, SharedBatchNorm, TrainingHealth
 from iformer.training.resumable import SeededSteps, run_seed
 from iformer.training.run_state import MetricsLog, RunRecord, locked
 
@@ -92,6 +96,11 @@ def resolve_recipes(arguments: Sequence[str]) -> tuple[str, list[str]]:
         key, equals, value = argument.partition("=")
         if key not in ("--config", "-c"):
             others.append(argument)
+            if re.fullmatch(r"--(model|data)\.init_args\.\w+\.\w+", key):
+                value = value if equals else next(rest, "")
+                whole, _, field = key.rpartition(".")
+                # jsonargparse takes null for the text None there, but merges a part of the whole.
+                others[-1:] = [whole, json.dumps({field: None})] if value in ("null", "~") else [key, value]
             continue
         if not equals:
             value = next(rest, "")
@@ -101,8 +110,25 @@ def resolve_recipes(arguments: Sequence[str]) -> tuple[str, list[str]]:
         if not path.is_file():
             raise ValueError(_unknown_recipe(value))
         names.append(str(path.relative_to(RECIPES).with_suffix("")) if RECIPES in path.parents else path.stem)
-        recipes.append(f"--config={path}")
+        recipes.append(f"--config={_of_one_command(path)}")
     return (names or ["run"])[0], [*recipes, *others]
+
+
+def _of_one_command(path: Path) -> Path | str:
+    """The recipe, as text if it is one of an earlier version's, which held the settings of each command under its name.
+
+    Raises:
+        ValueError: It is not YAML, or holds something else than settings.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a recipe, it is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: not a recipe, it holds {type(settings).__name__}, expected settings by their keys")
+    (first, *others) = settings.values() if settings else (None,)
+    nested = not others and isinstance(first, dict) and "fit" in settings
+    return yaml.safe_dump(first) if nested else path
 
 
 def _unknown_recipe(name: str) -> str:
@@ -131,9 +157,15 @@ def explain(message: str, known: Sequence[str]) -> str:
         return f"unknown key {unknown[1]}{f', did you mean {parts[near[0]]}?' if near else ' (see --help)'}"
     if missing := re.search(r"(?:No module named|has no attribute|Unexpected import path format).*?(?= - |$)", message):
         return f"class_path: {missing[0]}"
+    if wrong := re.search(r"(Input should be .*?|Value error, .*?) \[type=.*?input_value=(.*?), input_type", message):
+        where = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
+        return f"{where}: {in_words(wrong[1])}, got {wrong[2].strip(chr(39))}"
     keys = re.findall(r'Parser key "([\w.]+)"', message)
     expected = re.search(r"Expected an? (?:<class '(\w+)'>|(.+?)(?:\. Got|;|$))", message)
     value = re.search(r"(?:Got|Given) value: (.*?)(?: - |$)", message)
+    if keys and value and (choices := re.findall(r"Literal\[(.*?)\]", message)):
+        known_values = ", ".join(dict.fromkeys(", ".join(choices).split(", ")))
+        return f"{'.'.join(dict.fromkeys(keys))}: expected one of {known_values}, got {value[1][:80]}"
     if keys and expected and value:
         return f"{'.'.join(dict.fromkeys(keys))}: expected {expected[1] or expected[2]}, got {value[1][:80]}"
     return message if len(message) < 400 else f"{message[:400]}..."
@@ -147,6 +179,27 @@ def _parameters(path: str) -> list[str]:
         if dataclasses.is_dataclass(parameter.annotation):
             names += [f"{name}.{field.name}" for field in dataclasses.fields(parameter.annotation)]
     return names
+
+
+TRAINER: dict[str, Any] = {
+    "accumulate_grad_batches": Count,
+    "check_val_every_n_epoch": Count | None,
+    "gradient_clip_val": NotNegative | None,
+    "log_every_n_steps": NotNegativeInt | None,
+    "max_epochs": Annotated[int, Field(ge=-1)] | None,
+    "max_steps": Annotated[int, Field(ge=-1)],
+    "min_epochs": NotNegativeInt | None,
+    "min_steps": NotNegativeInt | None,
+    "num_nodes": Count,
+    "num_sanity_val_steps": Annotated[int, Field(ge=-1)] | None,
+    "reload_dataloaders_every_n_epochs": NotNegativeInt,
+    **dict.fromkeys(
+        ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "val_check_interval"),
+        Share | NotNegativeInt | str | None,
+    ),
+    "devices": Annotated[int, Field(ge=-1)] | list[NotNegativeInt] | str,
+}
+"""Ranges of those of Lightning's settings that it does not check itself, or with a traceback."""
 
 
 def require_data(value: Any, key: str) -> None:
@@ -215,6 +268,10 @@ class _CLI(LightningCLI):
         except ArgumentError as error:
             known = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
             raise ValueError(explain(str(error), known)) from error
+        config = self.config[self.config.subcommand]
+        require("seed_everything", config.seed_everything, bool | Annotated[int, Field(ge=0, lt=1 << 32)] | None)
+        for name, kind in TRAINER.items():
+            require(f"trainer.{name}", config.trainer[name], kind)
 
     def instantiate_classes(self) -> None:
         """As Lightning does.
@@ -251,7 +308,7 @@ class _CLI(LightningCLI):
         elif logger is None or logger is True:
             kwargs["logger"] = [MetricsLog(self.run_folder), TensorBoardLogger(self.run_folder, name="", version="")]
         self.trainer_defaults["callbacks"] = [
-            *([progress_bar()] if config.trainer.enable_progress_bar is not False else []),
+            *([ProgressBar()] if config.trainer.enable_progress_bar is not False else []),
             SeededSteps(),
             ImagesPerSecond(),
             TrainingHealth(),
@@ -259,7 +316,10 @@ class _CLI(LightningCLI):
             *([] if config.trainer.fast_dev_run else [RunRecord(self.recipe, self.settings)]),
         ]
         kwargs["plugins"] = [*(self._get(self.config_init, "trainer").plugins or []), checkpoints.AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # the error of CPUs about `devices`, for one
+            raise ValueError(f"trainer: {error} (devices is {config.trainer.devices})") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         arguments = super()._prepare_subcommand_kwargs(subcommand)

@@ -9,6 +9,8 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from iformer.common.ranges import Count, Factor, NotNegative, NotNegativeInt, Positive, require_fields
+
 
 @dataclass(frozen=True)
 class AdamWCosine:
@@ -33,15 +35,18 @@ class AdamWCosine:
         layer_decay: Factor between the learning rates of one layer and the next, the head having the full one.
     """
 
-    lr: float = 1e-3
-    min_lr: float = 1e-6
-    base_batch: int | None = 1024
-    weight_decay: float = 0.05
-    warmup_epochs: float = 5
-    warmup_lr: float = 1e-6
-    cooldown_epochs: int = 0
+    lr: Positive = 1e-3
+    min_lr: NotNegative = 1e-6
+    base_batch: Count | None = 1024
+    weight_decay: NotNegative = 0.05
+    warmup_epochs: NotNegative = 5
+    warmup_lr: NotNegative = 1e-6
+    cooldown_epochs: NotNegativeInt = 0
     per: Literal["epoch", "step"] = "epoch"
-    layer_decay: float | None = None
+    layer_decay: Factor | None = None
+
+    def __post_init__(self) -> None:
+        require_fields(self)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Groups with and without weight decay, and for each layer with ``layer_decay``; before the model is sharded.
@@ -106,13 +111,16 @@ class AdamWSteps:
         warmup_factor: Share of ``lr`` that the first step takes.
     """
 
-    lr: float = 1e-4
-    base_batch: int | None = 16
-    weight_decay: float = 0.05
-    drops: tuple[int, ...] = (8, 11)
-    factor: float = 0.1
-    warmup_steps: int = 500
-    warmup_factor: float = 0.001
+    lr: Positive = 1e-4
+    base_batch: Count | None = 16
+    weight_decay: NotNegative = 0.05
+    drops: tuple[Count, ...] = (8, 11)
+    factor: Factor = 0.1
+    warmup_steps: NotNegativeInt = 500
+    warmup_factor: Factor = 0.001
+
+    def __post_init__(self) -> None:
+        require_fields(self)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See :meth:`AdamWCosine.parameter_groups`."""

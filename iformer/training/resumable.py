@@ -111,7 +111,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
     def begin_with(self, trainer: Trainer) -> None:
         """Begin where the trainer stands. With ``overfit_batches`` each epoch is to have the same batches."""
         self.start(*position(trainer))
-        self.same_order = bool(trainer.overfit_batches)
+        self.same_order = bool(getattr(trainer, "overfit_batches", 0))
 
     def set_epoch(self, epoch: int) -> None:
         """Go on with ``epoch``; from its beginning, unless :meth:`start` has named another place in it."""

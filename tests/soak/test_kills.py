@@ -54,10 +54,10 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
             process = start(file, *["--resume"] * bool(before))
             place = moments.choice(["training", "training", "validating", "exporting"])
             if place == "training":
-                wait_for(lambda before=before: checkpoints.available(folder)[:1] != before[:1], process)  # type: ignore[misc]
+                wait_for(lambda f=folder, before=before: checkpoints.available(f)[:1] != before[:1], process)
                 process.join(moments.random())
             else:
-                wait_for(lambda place=place: (folder / place).exists(), process)  # type: ignore[misc]
+                wait_for(lambda f=folder, place=place: (f / place).exists(), process)
                 process.join(moments.random() * 0.1)
             if process.exitcode is not None or kills == KILLS:
                 process.join()
