@@ -110,6 +110,8 @@ def load(name: str, weights: str = "released", size: tuple[int, int] | None = No
     if not Path(name).exists():
         pretrained = {"released": True, "random": False}.get(weights, weights)
         return saved.create(name, pretrained).eval()
+    if weights != "released":
+        raise ValueError(f"weights: {name} is a folder that has weights, expected none (they are for a model's name)")
     folder, config = saved.find(name)
     return _segmenter(folder, config, size) if config["task"] == "segmentation" else saved.load(name)
 

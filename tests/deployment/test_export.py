@@ -191,6 +191,7 @@ def test_a_greyscale_model_and_an_image_that_is_none(
         (("--format", "caffe"), "format is caffe, expected one of onnx, openvino, torch-export"),
         (("--precision", "int4"), "precision is int4, expected one of fp32, bf16, fp16, int8"),
         (("--precision", "int8"), "needs images to calibrate on"),
+        (("--weights", "random"), "is a folder that has weights, expected none"),
         (("--labelled", str(Path(__file__).parents[2] / "docs")), "is not a class of the model, expected folders of"),
         (("--precision", "bf16"), "ONNX Runtime has no such kernels"),
         (("--images", "nowhere"), "nowhere: no such file or folder"),
