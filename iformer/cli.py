@@ -3,6 +3,7 @@
 Each verb imports what it needs when it runs, so that --help is instant.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -71,15 +72,20 @@ def _run(arguments: list[str]) -> int:
 def _fail(message: str, as_json: bool = False) -> int:
     terminal.say(f"iformer: error: {message}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": message}))
+        _print_error(message)
     return 2
 
 
 def _interrupted(as_json: bool = False) -> int:
     print("iformer: interrupted", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": "interrupted"}))
+        _print_error("interrupted")
     return 130
+
+
+def _print_error(message: str) -> None:
+    with contextlib.suppress(OSError):  # one line has told of an error, and so does the status: no need for a second
+        print(json.dumps({"error": message}))
 
 
 @app.command()
@@ -397,6 +403,8 @@ def export(
         _export_detector(model, output, images, as_json)
         return
     result = ship(model, file_format, precision, dynamic, output, images, labelled, weights, size)
+    for message in result["unreadable"]:
+        _fail(message)
     if as_json:
         print(json.dumps(result, indent=2))
         return

@@ -10,10 +10,12 @@ import os
 import random
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from multiprocessing import Value
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import add_img_extensions, create_reader
@@ -191,7 +193,7 @@ class ShardedImages(IterableDataset[tuple[Tensor, int]]):
         """Decoded images and labels."""
         import webdataset
 
-        stages = [webdataset.SimpleShardList(shards), webdataset.tarfile_to_samples()]
+        stages = [webdataset.SimpleShardList(shards), webdataset.tarfile_to_samples(select_files=_is_visible)]
         if endless:
             buffer = random.Random(f"{self.seed} {shuffle}")
             stages.append(webdataset.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER // 4, rng=buffer))
@@ -259,6 +261,40 @@ class ClassFolders(Reader):
         return os.path.basename(file) if basename else file if absolute else os.path.relpath(file, self.root)
 
 
+class TarMembers(ReaderImageInTar):
+    """The images in a tar file with class folders, or in a folder of tar files.
+
+    As in :class:`ClassFolders`, hidden and system files are passed over, and the classes of one tar file are its first
+    folders, below those that all of its images lie in.
+    """
+
+    def __init__(self, root: Path) -> None:
+        # Not cached: an open file shared by forked workers would be read from the wrong place.
+        super().__init__(str(root), cache_tarfiles=False)
+        shown = [number for number, (info, *_) in enumerate(self.samples) if _is_visible(info.path)]
+        if not shown:
+            raise ValueError(f"Found 0 images ({', '.join(EXTENSIONS)})")
+        self.samples = self.samples[shown]
+        names = [self.class_idx_to_name[target] for target in self.targets[shown]]
+        if self.root_is_tar and all(outer is None for *_, outer in self.samples):
+            folders = [PurePosixPath(info.path).parent.parts for info, *_ in self.samples]
+            alike = takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))
+            shared = len(list(alike)) if len(set(folders)) > 1 else max(0, len(folders[0]) - 1)
+            # A folder that holds both images and all other folders is a class, or the images lie outside of classes.
+            names = [(*inner[shared:], "")[0] for inner in folders]
+            if "" in names and shared:
+                names = [inner[shared - 1] for inner in folders]
+        ordered = sorted(set(names), key=natural_key)
+        self.class_name_to_idx = {name: label for label, name in enumerate(ordered)}
+        self.class_idx_to_name = dict(enumerate(ordered))
+        self.targets = np.array([self.class_name_to_idx[name] for name in names])
+
+
+def _is_visible(member: str) -> bool:
+    """Whether a member of a tar file is the user's, not hidden or of a system."""
+    return not any(map(is_hidden, PurePosixPath(member).parts))
+
+
 def choose_split(root: str, reader: str, kind: str, wanted: str | None) -> str | None:
     """The name of the split ``kind`` (train, val or test): the one asked for, or the first usual one that is there.
 
@@ -320,8 +356,7 @@ def open_split(root: str, reader: str, split: str | None) -> tuple[Any, dict[str
         if reader:
             opened = create_reader(reader if "/" in reader else f"{reader}/", root=root or None, split=split or "train")
         elif tars:
-            # Not cached: an open file shared by forked workers would be read from the wrong place.
-            opened = ReaderImageInTar(str(folder), cache_tarfiles=False)
+            opened = TarMembers(folder)
         else:
             opened = ClassFolders(folder)
     except (OSError, RuntimeError, AssertionError, ValueError, tarfile.TarError) as error:

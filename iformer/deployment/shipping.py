@@ -1,5 +1,6 @@
 """What ``iformer export`` does: find the model and the images, export, measure the accuracy."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from iformer.common.images import find_images
+from iformer.common.images import UnreadableImageError, find_images, read_image
 from iformer.common.provenance import provenance
 from iformer.deployment import engines
 from iformer.deployment.export import export, load_images, require_offered
@@ -50,7 +51,8 @@ def ship(
         size: Height and width of a segmenter's images; by default those of the crops that it was trained on.
 
     Returns:
-        ``model``, ``file``, ``format``, ``precision``, ``dynamic``, ``images`` (how many it was checked with), what
+        ``model``, ``file``, ``format``, ``precision``, ``dynamic``, ``images`` (how many it was checked with),
+        ``unreadable`` (a line for each image that could not be read and was passed over), what
         :func:`~iformer.deployment.export.export` returns, with ``labelled`` ``accuracy``: ``images``, ``eager``,
         ``file``; and the command, the versions and the machine.
 
@@ -71,6 +73,11 @@ def ship(
     samples = _samples(model, labelled) if labelled else []
     file = output or Path(Path(name).resolve().name + engines.FORMATS[kind])  # "." has no name of its own
     few = paths[:: -(-len(paths) // MOST_IMAGES[task])]  # evenly from all of them, and so from every class folder
+    unreadable = _unreadable([*few, *(path for path, _ in samples)])
+    few = [path for path in few if path not in unreadable]
+    readable = [sample for sample in samples if sample[0] not in unreadable]
+    if not few or (samples and not readable):
+        raise ValueError(f"no image can be read: {next(iter(unreadable.values()))}")
     result = {
         **provenance(0),
         "model": name,
@@ -79,13 +86,14 @@ def ship(
         "precision": precision,
         "dynamic": dynamic,
         "images": len(few),
+        "unreadable": list(unreadable.values()),
         **export(model, file, kind, precision, load_images(model, few), dynamic),
     }
-    if samples:
+    if readable:
         run = engines.open_file(file, precision)
-        batches = _batches(model, samples)
+        batches = _batches(model, readable)
         result["accuracy"] = {
-            "images": len(samples),
+            "images": len(readable),
             "eager": top1(model, batches),
             "file": top1(lambda many: torch.cat([run(image[None]) for image in many]), batches),
         }
@@ -102,6 +110,8 @@ def load(name: str, weights: str = "released", size: tuple[int, int] | None = No
     if not Path(name).exists():
         pretrained = {"released": True, "random": False}.get(weights, weights)
         return saved.create(name, pretrained).eval()
+    if weights != "released":
+        raise ValueError(f"weights: {name} is a folder that has weights, expected none (they are for a model's name)")
     folder, config = saved.find(name)
     return _segmenter(folder, config, size) if config["task"] == "segmentation" else saved.load(name)
 
@@ -125,6 +135,17 @@ def _segmenter(folder: Path, config: dict[str, Any], size: tuple[int, int] | Non
         **{key: config[key] for key in ("mean", "std", "palette", "resize")},
     }
     return model
+
+
+def _unreadable(paths: Iterable[Path]) -> dict[Path, str]:
+    """What is wrong with those of the images that cannot be read."""
+    errors = {}
+    for path in paths:
+        try:
+            read_image(path)
+        except UnreadableImageError as error:
+            errors[path] = str(error)
+    return errors
 
 
 def _samples(model: Any, folder: Path) -> list[tuple[Path, int]]:

@@ -1,6 +1,8 @@
 """Checkpoints of a training run: written atomically, found again, pruned."""
 
+import io
 import os
+import pickle
 import signal
 import tempfile
 import threading
@@ -15,10 +17,21 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.distributed.checkpoint import metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from iformer.common.ranges import Count, checked
 
 FOLDER = "checkpoints"  # in the folder of the run
+# What torch writes into the description of shards: names of classes that a pickle may hold without running code.
+_DESCRIBING = {
+    *(f"{metadata.__name__} {name}" for name in (*metadata.__all__, "_MEM_FORMAT_ENCODING")),
+    f"{_StorageInfo.__module__} {_StorageInfo.__name__}",
+    "torch.serialization _get_layout",
+    "torch Size",
+    *(f"torch {name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
+    *(f"{module} {kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
+}
 
 
 @contextmanager
@@ -176,6 +189,48 @@ def folder(trainer: Trainer) -> Path:
 def available(run: str | Path) -> list[Path]:
     """The checkpoints of the folder of a run, newest first."""
     return sorted(Path(run, FOLDER).glob("step-*.ckpt"), reverse=True)
+
+
+class _Description(pickle.Unpickler):
+    """Reads the ``.metadata`` of a checkpoint in shards, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module} {name}" not in _DESCRIBING:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
+        return super().find_class(module, name)
+
+
+def require_plain(path: Path) -> None:
+    """See that a checkpoint, a file or a folder of shards, holds but weights and plain values.
+
+    Under FSDP, Lightning and torch read checkpoints without the safe loader: whole ones, the description of shards, and
+    what of them is no tensor. So that is read with it first.
+
+    Raises:
+        ValueError: It holds something else, which could run code when it is read, or is no checkpoint.
+    """
+    file = path
+    try:
+        if path.is_dir():
+            file = path / ".metadata"
+            with open(file, "rb") as opened:
+                described = _Description(opened).load()
+            for index, place in described.storage_data.items():
+                if place.transform_descriptors:
+                    raise pickle.UnpicklingError("its shards are packed, which they never are")
+                if isinstance(described.state_dict_metadata[index.fqn], metadata.BytesStorageMetadata):
+                    file = path / place.relative_path
+                    with open(file, "rb") as opened:
+                        opened.seek(place.offset)
+                        torch.load(io.BytesIO(opened.read(place.length)), map_location="meta", weights_only=True)
+            file = path / "meta.pt"
+        torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: no such file, expected a checkpoint") from None
+    except OSError as error:
+        raise OSError(f"{file}: cannot be read ({error.strerror})") from None
+    except Exception as error:  # a damaged pickle raises whatever its parts make Python stumble over
+        raise ValueError(f"{file}: not a checkpoint, or one that holds more than weights and plain values") from error
 
 
 def newest(run: str | Path) -> Path:

@@ -325,6 +325,8 @@ class _CLI(LightningCLI):
         arguments = super()._prepare_subcommand_kwargs(subcommand)
         if self.config[subcommand].resume:
             arguments["ckpt_path"] = str(checkpoints.newest(self.run_folder))
+        if (path := arguments.get("ckpt_path")) and Path(path).exists():
+            checkpoints.require_plain(Path(path))
         return arguments
 
     def before_fit(self) -> None:

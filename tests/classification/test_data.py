@@ -381,6 +381,32 @@ class TestClasses:
         assert data.class_names == ("ant", "bee")
         assert sum(len(labels) for _, labels in data.val_dataloader()) == 3
 
+    @pytest.mark.parametrize("above", ["", "train", "./set/train"])
+    def test_in_tar_files_too(self, tmp_path: Path, above: str) -> None:
+        for name in ("ant/day1/a.png", "bee/day1/a.png", "bee/b.png"):
+            (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "train" / name)
+        for name in ("ant/._a.png", ".DS_Store", "__MACOSX/bee/._b.png", ".ipynb_checkpoints/c.png", "@eaDir/d.png"):
+            (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "train" / name).write_bytes(b"Mac OS X")
+        (tmp_path / "tars").mkdir()
+        for split in ("train", "val"):
+            with tarfile.open(tmp_path / f"tars/{split}.tar", "w") as tar:
+                tar.add(tmp_path / "train", above)
+        data = opened(root=str(tmp_path / "tars"))
+        assert data.class_names == ("ant", "bee")
+        assert batches(data.val_dataloader())[1].tolist() == [0, 1, 1]
+
+    def test_hidden_members_of_shards_are_none(self, shards: dict[str, Any]) -> None:
+        for file in Path(shards["root"]).glob("val-*.tar"):
+            with tarfile.open(file, "a") as tar:
+                for name in ("._0000.png", "__MACOSX/._0000.png", "__MACOSX/x.png", ".DS_Store"):
+                    info = tarfile.TarInfo(name)
+                    info.size = 4
+                    tar.addfile(info, io.BytesIO(b"Mac "))
+        images, _ = batches(opened(**shards).val_dataloader())
+        assert len(images) == 6
+
     def test_no_images(self, tmp_path: Path) -> None:
         (tmp_path / "set").mkdir()
         with pytest.raises(ValueError, match=r"set: cannot be read.*Found 0 images"):

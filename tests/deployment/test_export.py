@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from iformer.deployment.export import compare, export, load_images
 from iformer.deployment.shipping import _samples
 from iformer.models import saved
 from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
+from tests.training.tiny import MODEL as NARROW
 
 NAMES = ["cat", "dog", "frog"]
 
@@ -156,12 +158,40 @@ def test_command(
     assert {"largest_difference", "same_class", "command", "versions"} <= set(result)
 
 
+def test_a_greyscale_model_and_an_image_that_is_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grey = timm.create_model("iformer_nano", num_classes=3, in_chans=1, img_size=32, **NARROW)
+    saved.save(grey, tmp_path / "grey", NAMES, input_size=(1, 32, 32), mean=(0.3,), std=(0.2,))
+    shutil.copytree(folder, tmp_path / "images")
+    (tmp_path / "images/cat/deeper").mkdir()
+    (tmp_path / "images/cat/0.jpg").rename(tmp_path / "images/cat/deeper/0.jpg")
+    (tmp_path / "images/cat/bad.jpg").write_bytes(b"no image")
+    (tmp_path / "images/.ipynb_checkpoints").mkdir()
+    shutil.copy(folder / "cat/0.jpg", tmp_path / "images/.ipynb_checkpoints")
+    file = tmp_path / "grey.pt2"
+    options = ("--format", "torch-export", "--images", tmp_path / "images", "--labelled", tmp_path / "images", "--json")
+    monkeypatch.setattr("sys.argv", command(tmp_path / "grey", "--output", file, *options))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    told = capsys.readouterr()
+    assert not stop.value.code
+    assert len(re.findall(r"^iformer: error: .*cat/bad\.jpg: not an image", told.err, re.MULTILINE)) == 1
+    result = json.loads(told.out)
+    assert (result["images"], result["accuracy"]["images"], len(result["unreadable"])) == (9, 9, 1)
+    extra = {"preprocessing": ""}
+    torch.export.load(file, extra_files=extra)
+    how = json.loads(extra["preprocessing"])
+    assert (how["input_size"], how["mean"], how["std"]) == ([1, 32, 32], [0.3], [0.2])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--format", "caffe"), "format is caffe, expected one of onnx, openvino, torch-export"),
         (("--precision", "int4"), "precision is int4, expected one of fp32, bf16, fp16, int8"),
         (("--precision", "int8"), "needs images to calibrate on"),
+        (("--weights", "random"), "is a folder that has weights, expected none"),
         (("--labelled", str(Path(__file__).parents[2] / "docs")), "is not a class of the model, expected folders of"),
         (("--precision", "bf16"), "ONNX Runtime has no such kernels"),
         (("--images", "nowhere"), "nowhere: no such file or folder"),
