@@ -20,6 +20,7 @@ from iformer.models.inception_transformer import (
     InceptionTransformer,
     MaxPoolBranch,
 )
+from iformer.models.recomputation import recompute
 
 
 def nchw(x: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ def gradients_and_kept(mixer: InceptionMixer, x: torch.Tensor) -> tuple[list[tor
 @pytest.mark.parametrize("attention_heads", range(5))
 @pytest.mark.parametrize("conv_ratio", [0.0, 0.5, 1.0])
 def test_training_keeps_less_and_computes_the_same(attention_heads: int, conv_ratio: float) -> None:
-    mixer = InceptionMixer(16, 4, attention_heads, conv_ratio, pool_stride=2)
+    mixer = recompute(InceptionBlock(16, 4, attention_heads, conv_ratio, pool_stride=2)).mixer
     randomise(mixer)
     x = torch.randn(2, 7, 6, 16, requires_grad=True)
     torch.testing.assert_close(mixer.train()(x), mixer.eval()(x))
@@ -152,7 +153,7 @@ def test_training_keeps_less_and_computes_the_same(attention_heads: int, conv_ra
 
 
 def test_training_uses_the_same_activations_and_random_numbers() -> None:
-    mixer = InceptionMixer(16, 4, 2, proj_drop=0.5).train()
+    mixer = recompute(InceptionBlock(16, 4, 2, proj_drop=0.5)).mixer.train()
     mixer.conv_act = mixer.pool_act = torch.nn.ReLU()
     randomise(mixer)
     x = torch.randn(2, 4, 4, 16, requires_grad=True)
