@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -77,4 +78,9 @@ def require_fields(instance: Any) -> None:
 def in_words(message: str) -> str:
     """Return what pydantic says of a value as part of a sentence."""
     message = message.removeprefix("Value error, ").replace("Input should be", "expected")
+    message = re.sub(r"(greater|less) than or equal to (\S+)", _or_more, message)
     return message.partition(", unable to parse")[0]
+
+
+def _or_more(found: re.Match[str]) -> str:
+    return f"{found[2]} or {'more' if found[1] == 'greater' else 'less'}"

@@ -149,7 +149,7 @@ def test_recipes_follow_the_paper(name: str) -> None:
         (["--model.init_args.model_args={'min_sise': 5}"], "no min_sise, did you mean min_size?"),
         (["--model.init_args.model_args={'num_classes': 3}"], "num_classes is an argument of the task"),
         (["--model.init_args.backbone=vit_tiny_patch16_224", "--model.init_args.model_args={}"], "four that double"),
-        (["--data.init_args.hflip=2"], "hflip is 2"),
+        (["--data.init_args.hflip=2"], "data.hflip: expected 1 or less, got 2"),
         (["--model.init_args.backbon=iformer_small"], "did you mean backbone?"),
     ],
 )
