@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak soak-pipelines soak-steps lint docs bench clean
+.PHONY: demo test soak soak-pipelines soak-steps soak-kills lint docs bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/iformer demo
@@ -11,14 +11,17 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/pytest
 
-# Whatever draws random numbers, thousands of times: the training data and the training steps of every recipe.
-soak: soak-pipelines soak-steps
+# Whatever draws random numbers, thousands of times: the training data and steps of every recipe; and fifty kills.
+soak: soak-pipelines soak-steps soak-kills
 
 soak-pipelines: $(VENV)/ready  # some minutes on two cores
 	$(BIN)/pytest -m soak --durations=0 tests/soak/test_pipelines.py
 
 soak-steps: $(VENV)/ready  # some five minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak --durations=0 tests/soak/test_steps.py
+
+soak-kills: $(VENV)/ready  # some five minutes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m soak tests/soak/test_kills.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -37,7 +40,8 @@ bench: $(VENV)/ready  # on a quiet machine: some six minutes on two cores
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@echo "Installing the pinned versions into $(VENV): a few minutes, once."
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 clean:

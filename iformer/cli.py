@@ -429,6 +429,8 @@ def _export_detector(checkpoint: str, output: Path | None, images: Path | None, 
     folder, config = find(checkpoint)
     file = output or Path(f"{folder.resolve().name}.onnx")
     result = export_onnx(folder, config, file, find_images([images])[:20] if images else [])
+    for message in result["unreadable"]:
+        _fail(message)
     if as_json:
         print(json.dumps({"format": "onnx", "precision": "fp32", **result}, indent=2))
     else:

@@ -148,9 +148,18 @@ def fetch_fashion_mnist(folder: Path) -> None:
 
     Raises:
         ConnectionError: Neither could be reached; says what else to do.
+        FileNotFoundError: Some of the files are there, and others are not.
     """
-    if all((folder / name).exists() for name in FASHION_MNIST):
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: not a folder, expected that of the four files of Fashion-MNIST")
+    absent = [name for name in FASHION_MNIST if not (folder / name).is_file()]
+    if not absent:
         return
+    if len(absent) < len(FASHION_MNIST) or any((folder / name).exists() for name in absent):
+        raise FileNotFoundError(
+            f"{folder / absent[0]}: no such file, though others of Fashion-MNIST are there; "
+            "expected all four, or none to have them fetched"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     problems = []
     # Files are complete and verified before they appear in the folder, whatever interrupts this.

@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.common.files import replaced
 from iformer.common.images import read_image
+from iformer.common.terminal import ITEM_ERRORS, item_error
 from iformer.detection.model import Detector
 from iformer.detection.predict import load
 
@@ -38,11 +39,11 @@ def export_onnx(folder: Path, config: dict[str, Any], file: Path, images: Sequen
         images: Files to check it with, which should show what it detects; a photograph if there are none.
 
     Returns:
-        ``file``, ``images`` and ``objects`` that it was checked with, and ``largest_difference`` between a score and
-        the original's.
+        ``file``, ``images`` and ``objects`` that it was checked with, ``unreadable``, a line for each image that could
+        not be read, and ``largest_difference`` between a score and the original's.
 
     Raises:
-        ValueError: The checkpoint is damaged, ``file`` ends otherwise, an image cannot be read, or the exported model
+        ValueError: The checkpoint is damaged, ``file`` ends otherwise, no image can be read, or the exported model
             finds something else.
         OSError: The file could not be written.
     """
@@ -50,13 +51,21 @@ def export_onnx(folder: Path, config: dict[str, Any], file: Path, images: Sequen
         raise ValueError(f"{file}: the file to write must end in .onnx")
     model = load(folder, config)
     paths = images or [Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False)))]
-    pictures = [pil_to_tensor(read_image(path)) / 255 for path in paths]
+    pictures, unreadable = [], []
+    for path in paths:
+        try:
+            pictures.append(pil_to_tensor(read_image(path)) / 255)
+        except ITEM_ERRORS as error:
+            unreadable.append(item_error(path, error))
+    if not pictures:
+        raise ValueError(unreadable[0])
     with replaced(file.parent, named=file) as temporary:
         written = temporary / file.name
         _write(model, written, pictures[0])
         _describe(written, config)
         objects, largest = check(model, written, pictures)
-    return {"file": str(file), "images": len(pictures), "objects": objects, "largest_difference": largest}
+    counts = {"images": len(pictures), "objects": objects, "unreadable": unreadable}
+    return {"file": str(file), **counts, "largest_difference": largest}
 
 
 def _write(model: Detector, file: Path, image: Tensor) -> None:

@@ -285,7 +285,13 @@ class _CLI(LightningCLI):
             # Lightning would load it without the safe loader.
             raise ValueError(f"ckpt_path is {config.ckpt_path}, expected a file or folder of this machine")
         for key in ("model", "data"):
-            require_data(config[key].init_args, f"{key}.init_args")
+            arguments = config[key].init_args
+            require_data(arguments, f"{key}.init_args")
+            for name, value in vars(arguments).items():
+                if isinstance(value, str) and value.startswith("~/"):  # a path, which no shell has seen
+                    arguments[name] = os.path.expanduser(value)
+        if config.ckpt_path is not None:
+            config.ckpt_path = os.path.expanduser(config.ckpt_path)
         config.trainer.default_root_dir = os.path.expanduser(config.trainer.default_root_dir)
         self.settings = self._subcommand_parsers[self.subcommand].dump(config, skip_none=False)
         if config.resume or config.ckpt_path:  # the checkpoint has all weights: nothing is to be fetched
