@@ -7,6 +7,7 @@ that, only what is listed here is taken.
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -156,6 +157,11 @@ SCHEMAS: dict[str, type[BaseModel]] = {
 }
 
 
+def checkable(text: str) -> str:
+    """Return JSON without the bytes of names that are no text, which pydantic takes for damage."""
+    return re.sub(r"\\ud[89a-f][0-9a-f]{2}", "?", text, flags=re.IGNORECASE)
+
+
 def read(file: Path) -> dict[str, Any]:
     """Read and check a ``config.json``; ``task`` is ``classification`` where it says none.
 
@@ -171,7 +177,7 @@ def read(file: Path) -> dict[str, Any]:
     if config["task"] not in SCHEMAS:
         raise ValueError(f"{file}: task is {config['task']!r}, expected one of {', '.join(SCHEMAS)}")
     try:
-        SCHEMAS[config["task"]].model_validate_json(text, strict=True)
+        SCHEMAS[config["task"]].model_validate_json(checkable(text), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() or isinstance(part, int))

@@ -196,11 +196,11 @@ def load(path: str | Path, pretrained: bool = True) -> nn.Module:
     folder, settings = find(path)
     if settings["task"] != "classification":
         raise ValueError(f"{folder}: a checkpoint for {settings['task']}, expected a classifier")
-    checked = config.ClassifierConfig.model_validate(settings)
+    checked = config.ClassifierConfig.model_validate_json(config.checkable(json.dumps(settings)))
     arguments: dict[str, Any] = {"num_classes": checked.num_classes, **checked.model_args}
     about = {**checked.pretrained_cfg.model_dump(mode="json", exclude_none=True), "num_classes": checked.num_classes}
-    if checked.label_names:
-        about["label_names"] = checked.label_names
+    if settings.get("label_names"):
+        about["label_names"] = settings["label_names"]
     model = create(checked.architecture, pretrained_cfg=about, **arguments)
     if pretrained:
         state_dict = _load_file(folder)

@@ -245,7 +245,7 @@ def test_mistakes_with_checkpoints_and_devices_take_one_line(
     five = ["--model.init_args.num_classes=5", "--data.init_args.classes=5"]
     mistakes = {
         "size mismatch": [f"--ckpt_path={weights}", *five],
-        "the checkpoint is not one": [f"--ckpt_path={tmp_path / 'text.ckpt'}"],
+        "not a checkpoint": [f"--ckpt_path={tmp_path / 'text.ckpt'}"],
         **({} if torch.cuda.is_available() else {"CUDA": ["--trainer.accelerator=cuda"]}),
     }
     for message, arguments in mistakes.items():
