@@ -4,6 +4,7 @@ import csv
 import errno
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -83,6 +84,46 @@ def test_killed_in_validation_the_run_gets_that_validation(
     assert log_of(tmp_path / "run") == log_of(tmp_path / "whole/run")
     first, second = (load_file(folder / "run/model.safetensors") for folder in (tmp_path, tmp_path / "whole"))
     assert all(torch.equal(first[key], second[key]) for key in second)
+
+
+STEPS = {"model__init_args__optimization": {"lr": 3e-3, "base_batch": None, "warmup_epochs": 4, "cooldown_epochs": 2}}
+LIMITED = {**EVERY_STEP, **STEPS, "trainer__max_epochs": -1, "trainer__max_steps": 20, "trainer__val_check_interval": 5}
+
+
+@pytest.mark.parametrize("step", [3, 5, 8, 16, 20])
+def test_a_run_of_so_many_steps_goes_on_from_each_place(step: int, whole_of_steps: Path, tmp_path: Path) -> None:
+    """In the middle of an epoch, before a validation, at the end of an epoch without one, and before the last one."""
+    kept = tmp_path / "run" / checkpoints.FOLDER
+    kept.mkdir(parents=True)
+    (kept / f"step-{step:09}.ckpt").symlink_to(whole_of_steps / "run" / checkpoints.FOLDER / f"step-{step:09}.ckpt")
+    shutil.copy(whole_of_steps / "run" / "metrics.csv", tmp_path / "run")
+    file = recipe(tmp_path, trainer__check_val_every_n_epoch=None, **LIMITED)
+    results = run("fit", ["--config", str(file), "--resume"])
+    assert "val_loss" in results["metrics"]
+    assert log_of(tmp_path / "run") == log_of(whole_of_steps / "run")
+    first, second = (load_file(folder / "run/model.safetensors") for folder in (tmp_path, whole_of_steps))
+    assert all(torch.equal(first[key], second[key]) for key in second)
+
+
+@pytest.fixture(scope="module")
+def whole_of_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("steps")
+    changes = {**LIMITED, "trainer__check_val_every_n_epoch": None, "checkpoint__keep": 100}
+    run("fit", ["--config", str(recipe(folder, **changes))])
+    return folder
+
+
+def test_a_checkpoint_that_another_callback_saves_after_the_validation_is_not_validated_again(tmp_path: Path) -> None:
+    kept = {"dirpath": str(tmp_path / "own"), "filename": "{step}", "save_top_k": -1, "save_on_train_epoch_end": False}
+    (tmp_path / "whole").mkdir()
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": kept}
+    whole = {**EVERY_STEP, "trainer__max_epochs": 2, "trainer__callbacks": [callback]}
+    run("fit", ["--config", str(recipe(tmp_path / "whole", **whole))])
+    (tmp_path / "run").mkdir()
+    shutil.copy(tmp_path / "whole/run/metrics.csv", tmp_path / "run")
+    file = recipe(tmp_path, trainer__max_epochs=2, **EVERY_STEP)
+    run("fit", ["--config", str(file), f"--ckpt_path={tmp_path / 'own' / 'step=8.ckpt'}"])
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole/run")
 
 
 def test_a_log_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
