@@ -4,13 +4,15 @@
 """
 
 import csv
+import os
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -23,27 +25,39 @@ LOCK = "run.lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in ``folder``. The lock of a process that was killed does not count.
+    """Keep other processes from training in ``folder``.
+
+    The lock is the system's, which gives it up with its process, however that ends and on whatever machine: a run that
+    was killed with its machine goes on elsewhere. The file says whose it is. Where the file system has no such locks
+    filelock goes by what the file says.
 
     Raises:
         ValueError: Another process trains there; names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = SoftFileLock(folder / LOCK)
+    file = folder / LOCK
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        owner = (
-            [*(folder / LOCK).read_text(errors="replace").split(), "", ""] if (folder / LOCK).is_file() else ["", ""]
-        )
+        process, host, *_ = [*_owner(file), "?", "?"]
         raise ValueError(
-            f"{folder}: process {owner[0]} on {owner[1]} trains there; wait for it, or name another folder with "
+            f"{folder}: process {process} on {host} trains there; wait for it, or name another folder with "
             f"--trainer.default_root_dir (if there is no such process any more, remove {LOCK})"
         ) from error
     try:
+        file.write_text(f"{os.getpid()}\n{platform.node()}\n")
         yield
     finally:
+        file.unlink(missing_ok=True)  # before others can have the lock
         lock.release()
+
+
+def _owner(file: Path) -> list[str]:
+    try:
+        return file.read_text(errors="replace").split()
+    except FileNotFoundError:  # it has just ended
+        return []
 
 
 class MetricsLog(Logger):

@@ -155,6 +155,25 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / run_state.LOCK).exists()
 
 
+def test_a_lock_of_another_machine_that_is_no_more_does_not_count(tmp_path: Path) -> None:
+    """A run that was killed with its machine and queued again, on another one, has nobody to remove a file."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / run_state.LOCK).write_text("1\nnode-17\n")
+    run("fit", ["--config", str(recipe(tmp_path, trainer__max_epochs=2))])
+
+
+def test_loader_workers_that_outlive_a_killed_run_do_not_hold_its_lock(tmp_path: Path) -> None:
+    file = recipe(tmp_path, trainer__max_epochs=200, data__init_args__workers=2)
+    first = start(file)
+    wait_for(lambda: checkpoints.available(tmp_path / "run"), first)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    with run_state.locked(tmp_path / "run"):
+        pass
+    os.killpg(first.pid, signal.SIGKILL)
+
+
 def test_a_quick_try_leaves_nothing_behind(tmp_path: Path) -> None:
     run("fit", ["--config", str(recipe(tmp_path)), "--trainer.fast_dev_run=2"])
     assert list((tmp_path / "run").iterdir()) == []
