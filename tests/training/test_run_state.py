@@ -57,6 +57,24 @@ def test_other_rates_hold_from_there_on(tmp_path: Path, optimization: dict[str, 
     assert {group["weight_decay"] for group in groups} == {0.0, optimization.get("weight_decay", 0.05)}
 
 
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--model.init_args.optimization.layer_decay=0.7", "layer_decay cannot be set"),
+        ("--trainer.max_epochs=1", "trainer.max_epochs is 1, expected 2 or more"),
+        ("--trainer.max_steps=15", "trainer.max_steps is 15, expected 16 or more"),
+    ],
+)
+def test_settings_that_a_run_cannot_go_on_with_are_refused(argument: str, told: str, tmp_path: Path) -> None:
+    optimization = {"lr": 1e-3, "base_batch": None, "warmup_epochs": 0}
+    file = recipe(tmp_path, trainer__max_epochs=2, model__init_args__optimization=optimization)
+    run("fit", ["--config", str(file)])
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix in (".csv", ".yaml")}
+    with pytest.raises(ValueError, match=told):
+        run("fit", ["--config", str(file), "--resume", argument])
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
 @pytest.mark.parametrize("changes", [{}, {"trainer__check_val_every_n_epoch": 3}, {"trainer__val_check_interval": 0.5}])
 @pytest.mark.parametrize("last", [False, True])
 def test_killed_in_validation_the_run_gets_that_validation(
