@@ -97,12 +97,38 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps, self.keep = every_n_steps, keep
         self.terminated = False
         self.saved = 0  # the step of the last checkpoint
+        self.max_steps: int | None = None  # of a run that goes on, while Lightning is not to know it
+        self.restored = self.validation_due = False
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notice whether a validation is still to come."""
+        validation = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
+        self.validation_due = validation["processed"] < validation["started"] and trainer.enable_validation
+        self.restored = True
+        if trainer.optimizers:  # sharded models are restored after on_fit_start
+            self.on_fit_start(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have a run that is limited by ``max_steps`` restored as one that is limited by ``max_epochs`` is.
+
+        For the former Lightning would begin an epoch with the counters of the one before, and so with other random
+        draws, and leave out a validation that is due after the last step.
+        """
+        if self.restored and trainer.state.fn == "fit":
+            loop = trainer.fit_loop.epoch_loop
+            self.max_steps, loop.max_steps = loop.max_steps, -1
+
+    def _limit_steps_again(self, trainer: Trainer) -> None:
+        if self.max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self.max_steps = self.max_steps, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take SIGTERM over from Lightning, whose handler stops the ranks at different steps, and saves nothing."""
         self.terminated = trainer.received_sigterm
         self.saved = self.stepped = trainer.global_step
         self.due = self.ending = False
+        if not self.validation_due:
+            self._limit_steps_again(trainer)
         self.previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
         for leftover in folder(trainer).glob("*.part") if trainer.is_global_zero else ():
             leftover.unlink()
@@ -122,6 +148,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Save if it is time: now the step before is logged too."""
+        self._limit_steps_again(trainer)
         if batch_idx and (self.due or self.ending):
             self._save(trainer)
             if self.ending:
@@ -131,6 +158,7 @@ class RunCheckpoint(Checkpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save before the validation, which may take long; averaged weights are not yet in the model's place."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._limit_steps_again(trainer)
             self._save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -140,9 +168,10 @@ class RunCheckpoint(Checkpoint):
         has begun for one that was stepped. There is no public way to say so.
         """
         loops = checkpoint["loops"]["fit_loop"]
-        if trainer.validating:
+        validation = loops["epoch_loop.val_loop.batch_progress"]
+        if trainer.validating and not validation["is_last_batch"]:  # not for one that another callback saves behind it
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-            loops["epoch_loop.val_loop.batch_progress"] |= {"total": begun, "current": {**begun}}
+            validation |= {"total": begun, "current": {**begun}}
         elif trainer.training:
             for progress in loops["epoch_loop.batch_progress"]["total"], loops["epoch_loop.batch_progress"]["current"]:
                 if progress["started"] < progress["ready"]:

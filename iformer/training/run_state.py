@@ -4,13 +4,15 @@
 """
 
 import csv
+import os
+import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -23,27 +25,40 @@ LOCK = "run.lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in ``folder``. The lock of a process that was killed does not count.
+    """Keep other processes from training in ``folder``.
+
+    The lock is the system's, which gives it up with its process, however that ends and on whatever machine: a run that
+    was killed with its machine goes on elsewhere. The file says whose it is. Where the file system has no such locks
+    filelock goes by what the file says.
 
     Raises:
         ValueError: Another process trains there; names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = SoftFileLock(folder / LOCK)
+    file = folder / LOCK
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        owner = (
-            [*(folder / LOCK).read_text(errors="replace").split(), "", ""] if (folder / LOCK).is_file() else ["", ""]
-        )
+        process, host, *_ = [*_owner(file), "?", "?"]
         raise ValueError(
-            f"{folder}: process {owner[0]} on {owner[1]} trains there; wait for it, or name another folder with "
+            f"{folder}: process {process} on {host} trains there; wait for it, or name another folder with "
             f"--trainer.default_root_dir (if there is no such process any more, remove {LOCK})"
         ) from error
     try:
+        with suppress(OSError):  # it is for the message only; a full disk is told of where it matters
+            file.write_text(f"{os.getpid()}\n{platform.node()}\n")
         yield
     finally:
+        file.unlink(missing_ok=True)  # before others can have the lock
         lock.release()
+
+
+def _owner(file: Path) -> list[str]:
+    try:
+        return file.read_text(errors="replace").split()
+    except FileNotFoundError:  # it has just ended
+        return []
 
 
 class MetricsLog(Logger):
@@ -141,17 +156,8 @@ class RunRecord(Callback):
         self.recipe, self.settings = recipe, settings
         self.resumed = False
         self.groups: list[list[dict[str, Any]]] = []
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write ``recipe.yaml``.
-
-        Raises:
-            OSError: It could not be written; names the file.
-        """
-        if stage == "fit" and trainer.is_global_zero:
-            file = Path(trainer.default_root_dir, "recipe.yaml")
-            with replaced(file.parent, named=file) as temporary:
-                (temporary / file.name).write_text(self.settings)
+        self.log_rows: int | None = None
+        self.saved_groups: list[int] = []  # how many the checkpoint has, of each optimiser
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add ``recipe``, ``settings`` (YAML), ``class_names``, ``global_batch`` and ``log_rows``."""
@@ -161,11 +167,12 @@ class RunRecord(Callback):
         checkpoint["log_rows"] = next((log.rows for log in trainer.loggers if isinstance(log, MetricsLog)), None)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Compare with the checkpoint, and go on with its log.
+        """Compare with the checkpoint.
 
         Raises:
             ValueError: The data's classes are not those of the checkpoint; or the schedule, whose rates and steps
-                belong to the global batch that training began with, would go wrong.
+                belong to the global batch that training began with, would go wrong; or training has gone further than
+                it is to go.
         """
         names, saved = _class_names(trainer), checkpoint.get("class_names")
         if names and saved and names != saved:
@@ -179,25 +186,51 @@ class RunRecord(Callback):
                 f"the global batch (batch_size x devices x accumulate_grad_batches) is {batch}, "
                 f"expected the {begun} of the checkpoint to resume from"
             )
+        done = {
+            "max_epochs": checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"],
+            "max_steps": checkpoint["global_step"],
+        }
+        for limit, reached in done.items():
+            if reached > (getattr(trainer, limit) or -1) > 0:
+                raise ValueError(
+                    f"trainer.{limit} is {getattr(trainer, limit)}, expected {reached} or more to go on from a "
+                    "checkpoint that has come so far"
+                )
         if changed := _changes(checkpoint.get("settings", ""), self.settings):
             rank_zero_info(f"Going on with other settings than the checkpoint's: {'; '.join(changed)}")
         self.resumed = True
+        self.saved_groups = [len(state["param_groups"]) for state in checkpoint["optimizer_states"]]
         checkpoint["lr_schedulers"] = []  # a schedule is a function of its settings and the number of steps taken
-        for log in trainer.loggers:
-            if isinstance(log, MetricsLog):
-                log.keep(checkpoint.get("log_rows"), checkpoint["global_step"])
+        self.log_rows = checkpoint.get("log_rows")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the optimiser's settings, before the checkpoint's take their place."""
+        """Write ``recipe.yaml``, and remember the optimiser's settings before the checkpoint's take their place.
+
+        Raises:
+            OSError: ``recipe.yaml`` could not be written; names it.
+            ValueError: The checkpoint's state of the optimiser belongs to other groups of parameters.
+        """
         self.groups = [
             [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
             for optimizer in trainer.optimizers
         ]
+        if self.saved_groups and self.saved_groups != (found := [len(groups) for groups in self.groups]):
+            raise ValueError(
+                f"the optimiser has {sum(found)} groups of parameters, expected the {sum(self.saved_groups)} of the "
+                "checkpoint to resume from: optimization.layer_decay cannot be set, or taken away, in between"
+            )
+        if trainer.is_global_zero:
+            file = Path(trainer.default_root_dir, "recipe.yaml")
+            with replaced(file.parent, named=file) as temporary:
+                (temporary / file.name).write_text(self.settings)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the optimiser's settings and the learning rate to what they are now."""
+        """Go on with the log, and put the optimiser's settings and the learning rate to what they are now."""
         if not self.resumed:
             return
+        for log in trainer.loggers:
+            if isinstance(log, MetricsLog):
+                log.keep(self.log_rows, trainer.global_step)
         for optimizer, groups in zip(trainer.optimizers, self.groups, strict=True):
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
                 group.update(settings)

@@ -4,6 +4,7 @@ import csv
 import errno
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -56,6 +57,24 @@ def test_other_rates_hold_from_there_on(tmp_path: Path, optimization: dict[str, 
     assert {group["weight_decay"] for group in groups} == {0.0, optimization.get("weight_decay", 0.05)}
 
 
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--model.init_args.optimization.layer_decay=0.7", "layer_decay cannot be set"),
+        ("--trainer.max_epochs=1", "trainer.max_epochs is 1, expected 2 or more"),
+        ("--trainer.max_steps=15", "trainer.max_steps is 15, expected 16 or more"),
+    ],
+)
+def test_settings_that_a_run_cannot_go_on_with_are_refused(argument: str, told: str, tmp_path: Path) -> None:
+    optimization = {"lr": 1e-3, "base_batch": None, "warmup_epochs": 0}
+    file = recipe(tmp_path, trainer__max_epochs=2, model__init_args__optimization=optimization)
+    run("fit", ["--config", str(file)])
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix in (".csv", ".yaml")}
+    with pytest.raises(ValueError, match=told):
+        run("fit", ["--config", str(file), "--resume", argument])
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
 @pytest.mark.parametrize("changes", [{}, {"trainer__check_val_every_n_epoch": 3}, {"trainer__val_check_interval": 0.5}])
 @pytest.mark.parametrize("last", [False, True])
 def test_killed_in_validation_the_run_gets_that_validation(
@@ -85,6 +104,46 @@ def test_killed_in_validation_the_run_gets_that_validation(
     assert all(torch.equal(first[key], second[key]) for key in second)
 
 
+STEPS = {"model__init_args__optimization": {"lr": 3e-3, "base_batch": None, "warmup_epochs": 4, "cooldown_epochs": 2}}
+LIMITED = {**EVERY_STEP, **STEPS, "trainer__max_epochs": -1, "trainer__max_steps": 20, "trainer__val_check_interval": 5}
+
+
+@pytest.mark.parametrize("step", [3, 5, 8, 16, 20])
+def test_a_run_of_so_many_steps_goes_on_from_each_place(step: int, whole_of_steps: Path, tmp_path: Path) -> None:
+    """In the middle of an epoch, before a validation, at the end of an epoch without one, and before the last one."""
+    kept = tmp_path / "run" / checkpoints.FOLDER
+    kept.mkdir(parents=True)
+    (kept / f"step-{step:09}.ckpt").symlink_to(whole_of_steps / "run" / checkpoints.FOLDER / f"step-{step:09}.ckpt")
+    shutil.copy(whole_of_steps / "run" / "metrics.csv", tmp_path / "run")
+    file = recipe(tmp_path, trainer__check_val_every_n_epoch=None, **LIMITED)
+    results = run("fit", ["--config", str(file), "--resume"])
+    assert "val_loss" in results["metrics"]
+    assert log_of(tmp_path / "run") == log_of(whole_of_steps / "run")
+    first, second = (load_file(folder / "run/model.safetensors") for folder in (tmp_path, whole_of_steps))
+    assert all(torch.equal(first[key], second[key]) for key in second)
+
+
+@pytest.fixture(scope="module")
+def whole_of_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("steps")
+    changes = {**LIMITED, "trainer__check_val_every_n_epoch": None, "checkpoint__keep": 100}
+    run("fit", ["--config", str(recipe(folder, **changes))])
+    return folder
+
+
+def test_a_checkpoint_that_another_callback_saves_after_the_validation_is_not_validated_again(tmp_path: Path) -> None:
+    kept = {"dirpath": str(tmp_path / "own"), "filename": "{step}", "save_top_k": -1, "save_on_train_epoch_end": False}
+    (tmp_path / "whole").mkdir()
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": kept}
+    whole = {**EVERY_STEP, "trainer__max_epochs": 2, "trainer__callbacks": [callback]}
+    run("fit", ["--config", str(recipe(tmp_path / "whole", **whole))])
+    (tmp_path / "run").mkdir()
+    shutil.copy(tmp_path / "whole/run/metrics.csv", tmp_path / "run")
+    file = recipe(tmp_path, trainer__max_epochs=2, **EVERY_STEP)
+    run("fit", ["--config", str(file), f"--ckpt_path={tmp_path / 'own' / 'step=8.ckpt'}"])
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole/run")
+
+
 def test_a_log_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     run("fit", ["--config", str(recipe(tmp_path, trainer__max_epochs=2, **EVERY_STEP))])
     whole = log_of(tmp_path / "run")
@@ -112,6 +171,25 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     step = int(checkpoints.newest(tmp_path / "run").stem.split("-")[1])
     run("fit", ["--config", str(file), "--resume", f"--trainer.max_epochs={step // 8 + 2}"])
     assert not (tmp_path / "run" / run_state.LOCK).exists()
+
+
+def test_a_lock_of_another_machine_that_is_no_more_does_not_count(tmp_path: Path) -> None:
+    """A run that was killed with its machine and queued again, on another one, has nobody to remove a file."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / run_state.LOCK).write_text("1\nnode-17\n")
+    run("fit", ["--config", str(recipe(tmp_path, trainer__max_epochs=2))])
+
+
+def test_loader_workers_that_outlive_a_killed_run_do_not_hold_its_lock(tmp_path: Path) -> None:
+    file = recipe(tmp_path, trainer__max_epochs=200, data__init_args__workers=2)
+    first = start(file)
+    wait_for(lambda: checkpoints.available(tmp_path / "run"), first)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    with run_state.locked(tmp_path / "run"):
+        pass
+    os.killpg(first.pid, signal.SIGKILL)
 
 
 def test_a_quick_try_leaves_nothing_behind(tmp_path: Path) -> None:
