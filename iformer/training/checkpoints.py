@@ -72,9 +72,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.replace(temporary, path)
         except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
-            # torch reports a failed write as a RuntimeError of its zip writer.
+            # torch reports a failed write as a RuntimeError of its zip writer, behind which the reason may stand.
             if isinstance(error, OSError | RuntimeError):
-                reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+                cause = error.__context__ if isinstance(error.__context__, OSError) else error
+                reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
                 raise OSError(
                     f"{path}: the checkpoint could not be written ({reason}); earlier ones are kept"
                 ) from error

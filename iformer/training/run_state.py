@@ -4,10 +4,11 @@
 """
 
 import csv
+import errno
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from iformer.common.files import replaced
 
 LOCK = "run.lock"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, a limit of the system's
 
 
 @contextmanager
@@ -33,6 +35,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         ValueError: Another process trains there; names it.
+        OSError: The disk is full; names the folder where who writes does not name the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
@@ -46,9 +49,13 @@ def locked(folder: Path) -> Iterator[None]:
             f"--trainer.default_root_dir (if there is no such process any more, remove {LOCK})"
         ) from error
     try:
-        with suppress(OSError):  # it is for the message only; a full disk is told of where it matters
-            file.write_text(f"{os.getpid()}\n{platform.node()}\n")
+        with open(file, "w", encoding="utf-8") as text:
+            text.write(f"{os.getpid()}\n{platform.node()}\n")
         yield
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:  # so says TensorBoard's writer
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise
     finally:
         file.unlink(missing_ok=True)  # before others can have the lock
         lock.release()

@@ -4,6 +4,7 @@ import csv
 import errno
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -250,3 +251,21 @@ def test_a_full_disk_is_named(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match=name):
         run("fit", ["--config", str(file)])
+
+
+def test_a_file_size_limit_while_a_checkpoint_is_written_is_told_as_what_it_is(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"step-1.ckpt: the checkpoint could not be written \(File too large\)"):
+            checkpoints.AtomicCheckpointIO().save_checkpoint({"a": torch.rand(100_000)}, tmp_path / "step-1.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_that_a_library_does_not_name_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=str(tmp_path)), run_state.locked(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
