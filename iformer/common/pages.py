@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from iformer.common.files import replaced
 from iformer.common.plotting import quiet_fonts
 from iformer.common.terminal import printable
 
@@ -68,8 +69,14 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write a table whose strings are text to spreadsheets too.
 
     A string that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP recommends.
+
+    Raises:
+        OSError: The table could not be written, and an earlier one is kept; names ``path``.
     """
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with (
+        replaced(path.parent, named=path) as temporary,
+        open(temporary / path.name, "w", newline="", encoding="utf-8") as file,
+    ):
         csv.writer(file).writerows([_cell(value) for value in row] for row in rows)
 
 

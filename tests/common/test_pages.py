@@ -2,6 +2,8 @@
 
 import csv
 import os
+import resource
+import signal
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
@@ -81,3 +83,19 @@ def test_a_name_is_text_in_a_figure(name: str, tmp_path: Path) -> None:
         warnings.filterwarnings("error", "(?!Glyph)")
         figure.savefig(tmp_path / "a.svg")
     assert len(plotting.label(name).replace(r"\$", "$")) <= 32
+
+
+def test_a_table_that_does_not_fit_on_the_disk_leaves_the_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "per_class.csv"
+    pages.write_csv(path, [["of the run before"]])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"per_class.csv: cannot be written \(File too large\)"):
+            pages.write_csv(path, [["name", 1.0]] * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_text() == "of the run before\n"
+    assert list(tmp_path.iterdir()) == [path]
