@@ -15,7 +15,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 # Only these are ever opened, whatever a file is called: for others, EPS say, Pillow starts other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
-Image.init()  # or Pillow knows only some of them by name
 
 UNSTATED = 17  # a file of 16-bit integers does not say how many of the bits it uses
 _SYSTEM_NAMES = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")

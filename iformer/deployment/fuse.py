@@ -86,7 +86,7 @@ class FusedMixer(InceptionMixer):
 
     def combine(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
         """Eqs. 3 and 4, the latter's sum included in the convolution."""
-        y = torch.cat((self.conv_act(conv), self.pool_act(pool), attn), dim=-1)
+        y = self.concatenate(conv, pool, attn)
         return self.proj(self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 

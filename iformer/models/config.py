@@ -15,6 +15,8 @@ import timm
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import TypeAliasType  # typing's own comes with Python 3.12
 
+from iformer.common.ranges import Byte, in_words
+
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=1000)]
 Plain = TypeAliasType(
@@ -27,7 +29,6 @@ Size = tuple[Side, Side]
 Classes = Annotated[int, Field(ge=0, le=1_000_000)]
 Names = Annotated[list[Text], Field(max_length=1_000_000)]
 Channels = Annotated[tuple[Number, ...], Field(min_length=1, max_length=1000)]
-Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 def _registered(name: str) -> str:
@@ -181,7 +182,5 @@ def read(file: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() or isinstance(part, int))
-        raise ValueError(
-            f"{file}: {f'{where}: ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        raise ValueError(f"{file}: {f'{where}: ' if where else ''}{in_words(first['msg'])}") from error
     return config

@@ -187,9 +187,13 @@ class InceptionMixer(nn.Module):
             attn = self.attn_branch(attn)
         return self.combine(conv, pool, attn)
 
+    def concatenate(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
+        """Eq. 3: what the branches return, side by side."""
+        return torch.cat((self.conv_act(conv), self.pool_act(pool), attn), dim=-1)
+
     def combine(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
         """From what the branches return to the output: Eqs. 3 and 4."""
-        y = torch.cat((self.conv_act(conv), self.pool_act(pool), attn), dim=-1)
+        y = self.concatenate(conv, pool, attn)
         y = y + self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj_drop(self.proj(y))
 

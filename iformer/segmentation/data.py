@@ -17,12 +17,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 
 from iformer.common.images import UnreadableImageError, find_images, read_image
-from iformer.common.ranges import Count, Factor, NotNegativeInt, Positive, Range, Share, Size, checked
+from iformer.common.ranges import Byte, Count, Factor, NotNegativeInt, Positive, Range, Share, Size, checked
 from iformer.segmentation.transforms import IGNORE, EvaluationTransform, training_transform
 from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
 from iformer.training.workers import leave_signals_to_the_run
 
-Byte = Annotated[int, Field(ge=0, le=255)]
 MapValue = Annotated[int, Field(ge=0, lt=1 << 16)]
 
 SAMPLE = 200  # label maps that are looked at for classes without a pixel

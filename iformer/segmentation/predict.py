@@ -30,12 +30,9 @@ def load(folder: Path, config: dict[str, Any]) -> tuple[Segmenter, EvaluationTra
     Raises:
         ValueError: The checkpoint is damaged.
     """
-    model, transform = (
-        build(**config["network"]),
-        EvaluationTransform(config.get("resize"), config["mean"], config["std"]),
-    )
+    model = build(**config["network"])
     saved.load_assembled(model, folder)
-    return model, transform
+    return model, EvaluationTransform(config.get("resize"), config["mean"], config["std"])
 
 
 def segment(folder: Path, config: dict[str, Any], paths: Sequence[Path], output: Path) -> list[dict[str, Any]]:

@@ -35,7 +35,8 @@ class ProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """As many as there is room for, with four digits."""
-        room = Console(stderr=True).width - (TAKEN_WIDE if Console(stderr=True).width >= WIDE else TAKEN)
+        width = Console(stderr=True).width
+        room = width - (TAKEN_WIDE if width >= WIDE else TAKEN)
         shown: dict[str, Any] = {}
         for name, value in super().get_metrics(trainer, pl_module).items():
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
