@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="iFormer, the Inception Transformer (NeurIPS 2022).", no_args_is_help=True, add_completion=False)
 
+MODEL_HELP = "A saved model's folder, the name of one of timm's models, a released file, or hf-hub:USER/NAME."
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
@@ -177,7 +179,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files, folders of them.")],
-    checkpoint: Annotated[Path, typer.Option(help="Folder of a trained model.")],
+    checkpoint: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, of a classifier.")] = 32,
     output: Annotated[Path, typer.Option(help="Folder for a detector's or segmenter's pictures.")] = Path(
@@ -193,30 +195,20 @@ def predict(
     Unreadable files in folders are reported and passed over.
     """
     from iformer.common.images import find_images
-    from iformer.models.saved import find, load
+    from iformer.models.prediction import Options, predictions, predictor
+    from iformer.models.saved import resolve
 
-    folder, config = find(checkpoint)
+    model = resolve(checkpoint)
     files = find_images(images)
-    if config["task"] == "segmentation":
-        from iformer.segmentation.predict import predictions as segmentations
-
-        found: Iterable[dict[str, Any]] = segmentations(folder, config, files, output)
-    elif config["task"] == "detection":
-        from iformer.detection.predict import coco_document, detections
-
-        found = detections(folder, config, files, output, threshold)
-    else:
-        from iformer.classification.predict import predictions as classifications
-
-        found = classifications(load(checkpoint), files, top, batch_size)
-    results, completed = _until_interrupted(found)
+    found = predictor(model, Options(top, batch_size, threshold, output))
+    results, completed = _until_interrupted(predictions(model, found, files))
     unusable = [result for result in results if "error" in result]
     if as_json:
-        print(json.dumps(coco_document(results, config) if config["task"] == "detection" else results, indent=2))
+        print(json.dumps(found.document(results), indent=2))
     else:
         for result in results:
             if "error" not in result:
-                _print_prediction(result, top, threshold)
+                say(result["image"], *(f"  {line}" for line in found.lines(result)))
     for result in unusable:
         _fail(result["error"])
     if not completed:
@@ -238,27 +230,14 @@ def _until_interrupted(predictions: Iterable[dict[str, Any]]) -> tuple[list[dict
     return results, True
 
 
-def _print_prediction(result: dict[str, Any], top: int, threshold: float) -> None:
-    say(result["image"])
-    for entry in result.get("classes", [])[:top]:
-        say(f"  {entry.get('probability', entry.get('share')):7.2%}  {entry['name']}")
-    for entry in result.get("objects", []):
-        if entry["score"] >= threshold:
-            left, upper, width, height = entry["bbox"]
-            say(f"  {entry['score']:7.2%}  {entry['name']}, {width:.0f}x{height:.0f} at {left:.0f}, {upper:.0f}")
-    for kind in ("overlay", "labels", "picture"):
-        if kind in result:
-            say(f"  {kind}: {result[kind]}")
-
-
 @app.command()
 def analyze(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files, folders of them.")],
-    model: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="A timm model, or a trained model's folder.")] = "",
+    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)] = "",
     compare: Annotated[
-        list[str] | None, typer.Option(metavar="NAME|FOLDER", help="Another model; may be given again.")
+        list[str] | None, typer.Option(metavar="MODEL", help="Another model; may be given again.")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights of --model: a folder or a file.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="The weights of --model: a folder or a file.")] = "",
     untrained: Annotated[bool, typer.Option("--untrained", help="Compare with --model at initialisation.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for figures and report.")] = Path("runs/analysis"),
     target: Annotated[
@@ -276,17 +255,18 @@ def analyze(
 
     from iformer.common.images import find_images
     from iformer.frequency import analyze as analysis
-    from iformer.frequency import subjects
+    from iformer.frequency.inputs import ImageFiles, open_model
+    from iformer.frequency.inputs import untrained as untrained_model
 
-    if not model and checkpoint is None:
+    if not model and not checkpoint:
         raise typer.BadParameter("--model or --checkpoint must say which model.")
-    files = subjects.ImageFiles(find_images(images), batch_size)
+    files = ImageFiles(find_images(images), batch_size)
     if limit is not None:
         files = files.some(limit)
-    models = [subjects.open_subject(model, checkpoint, seed)]
+    models = [open_model(model, checkpoint, seed)]
     if untrained:
-        models.append(subjects.untrained(model, checkpoint, seed))
-    models += [subjects.open_subject(name, seed=seed) for name in compare or []]
+        models.append(untrained_model(model, checkpoint, seed))
+    models += [open_model(name, seed=seed) for name in compare or []]
     results = analysis.analyze(models, files, output, target, cams, seed)
     if as_json:
         print(json.dumps(results, indent=2))
@@ -314,7 +294,7 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Rewrite a released checkpoint as safetensors for today's timm, without running code from it."""
-    from iformer.models.saved import convert_official
+    from iformer.models.released import convert_official
 
     preset, reason = convert_official(released, out, model)
     if as_json:
@@ -374,9 +354,7 @@ def tables(
 
 @app.command()
 def export(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_CHECKPOINT", help="A model's name, or a trained one's folder.")
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     file_format: Annotated[str, typer.Option("--format", help="onnx, openvino or torch-export.")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Take any batch size, height and width.")] = False,
@@ -387,57 +365,25 @@ def export(
     labelled: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Class folders: measure the accuracy before and after.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="Of a model given by name: released, random or a file.")] = "released",
+    weights: Annotated[
+        str, typer.Option(help="The weights of a model given by its name: released (by default), random or a file.")
+    ] = "",
     size: Annotated[
         tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="Of a segmenter's images, else of its crops.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a model as a file that runs without this package, checked on images; a detector as ONNX for any size."""
-    from iformer.deployment.shipping import ship, task_of
+    from iformer.deployment.export import export as write
+    from iformer.deployment.export import lines
 
-    task = task_of(model)
-    if task == "detection":
-        if (file_format, precision, labelled, size) != ("onnx", "fp32", None, None):
-            raise ValueError(f"{model}: a detector goes with --format onnx, --precision fp32, no --labelled, no --size")
-        _export_detector(model, output, images, as_json)
-        return
-    result = ship(model, file_format, precision, dynamic, output, images, labelled, weights, size)
+    result = write(model, file_format, precision, dynamic, output, images, labelled, weights, size)
     for message in result["unreadable"]:
         _fail(message)
     if as_json:
         print(json.dumps(result, indent=2))
-        return
-    say(
-        f"{result['file']}: largest difference from eager {result['largest_difference']:.2g} "
-        f"({result['relative_difference']:.1e} of the largest logit) on {result['images']} images, "
-        f"same class for {result['same_class']:.2%}{' of the pixels' if task == 'segmentation' else ''}"
-    )
-    if "accuracy" in result:
-        accuracy = result["accuracy"]
-        print(f"Top-1 on {accuracy['images']:,} images: {accuracy['eager']:.2%} eager, {accuracy['file']:.2%} the file")
-
-
-def _export_detector(checkpoint: str, output: Path | None, images: Path | None, as_json: bool) -> None:
-    from iformer.common.images import find_images
-    from iformer.deployment.engines import require
-    from iformer.detection.export import export_onnx
-    from iformer.models.saved import find
-
-    for package in ("onnx", "onnxruntime"):
-        require(package)
-    folder, config = find(checkpoint)
-    file = output or Path(f"{folder.resolve().name}.onnx")
-    result = export_onnx(folder, config, file, find_images([images])[:20] if images else [])
-    for message in result["unreadable"]:
-        _fail(message)
-    if as_json:
-        print(json.dumps({"format": "onnx", "precision": "fp32", **result}, indent=2))
     else:
-        say(
-            f"{file}: scores of {result['objects']} objects in {result['images']} images differ by at most "
-            f"{result['largest_difference']:.1e} from eager's"
-        )
+        say(*lines(result))
 
 
 @app.command()

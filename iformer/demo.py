@@ -25,8 +25,8 @@ from iformer.classification.task import ClassificationTask
 from iformer.common import pages, plotting
 from iformer.frequency import figures as frequency_figures
 from iformer.frequency.analyze import explain
+from iformer.frequency.inputs import open_model
 from iformer.frequency.measurement import measure
-from iformer.frequency.subjects import open_subject
 from iformer.models import saved
 from iformer.training.callbacks import ImagesPerSecond, ProgressBar
 from iformer.training.optimization import AdamWCosine
@@ -140,14 +140,14 @@ def _fit(trainer: lightning.Trainer, task: ClassificationTask, data: FashionMNIS
 
 def _what_it_sees(folder: Path, data: FashionMNISTData) -> dict[str, Figure]:
     """Figures of the frequencies in the trained model's branches, and of its evidence for what it predicts."""
-    subject = open_subject("", folder)
+    model = open_model(str(folder))
     images = data.normalize(data.test[0][:STUDIED])
-    stages = measure(subject.model, images.split(data.batch_size)).stages()
+    stages = measure(model.network, images.split(data.batch_size)).stages()
     return {
         "Frequencies that the three branches return (the paper's Fig. 4)": frequency_figures.branch_spectra(stages),
         "What each branch does to the share of high frequencies": frequency_figures.branch_shares({MODEL: stages}),
         "Where it sees what it predicts (Grad-CAM)": frequency_figures.class_activation(
-            {MODEL: explain(subject, images[:6])}
+            {MODEL: explain(model, images[:6])}
         ),
     }
 

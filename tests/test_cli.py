@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from iformer import cli
-from iformer.classification import predict
+from iformer.common import batches
 from iformer.models import saved
 
 COMMAND = [sys.executable, "-c", "from iformer import cli; cli.main()"]
@@ -121,7 +121,7 @@ def test_an_image_that_the_model_cannot_take_is_one_line(
 
         return fussy
 
-    monkeypatch.setattr(predict, "create_transform", create_transform)
+    monkeypatch.setattr(saved, "create_transform", create_transform)
     Image.new("RGB", (1, 400)).save(images / "narrow.png")
     status, out, err = run("predict", images, "--checkpoint", trained, "--top", 1)
     assert status == 0
@@ -133,15 +133,15 @@ def test_an_image_that_the_model_cannot_take_is_one_line(
 def test_what_was_finished_before_ctrl_c_is_printed(
     run: Any, trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, seen = predict.read_image, []
+    read, seen = batches.read_image, []
 
-    def interrupted(path: Any, **arguments: Any) -> Any:
+    def interrupted(path: Any, channels: int) -> Any:
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(path)
-        return read(path, **arguments)
+        return read(path, channels)
 
-    monkeypatch.setattr(predict, "read_image", interrupted)
+    monkeypatch.setattr(batches, "read_image", interrupted)
     status, out, err = run("predict", images, "--checkpoint", trained, "--batch-size", 1, "--json")
     assert (status, len(json.loads(out))) == (130, 2)
     assert err.endswith("iformer: interrupted\n")

@@ -19,7 +19,7 @@ from PIL import Image
 from typer.main import get_command
 
 from iformer import cli
-from iformer.detection.model import mask_rcnn
+from iformer.detection.model import build as build_detector
 from iformer.models import saved
 from iformer.segmentation.model import build
 from iformer.training.launcher import RECIPES
@@ -142,7 +142,7 @@ def place(tmp_path: Path, scenes: Path, released_file: Path) -> Callable[[str, i
         config = {**SEGMENTER, "network": network, "crop": [32, 32]}
         saved.save_assembled(build(**network), here / "runs/camvid", "segmentation", config)
         detector = here / "runs/coco/mask_rcnn_iformer_small_1x"
-        saved.save_assembled(mask_rcnn(**DETECTOR["model"]), detector, "detection", DETECTOR)
+        saved.save_assembled(build_detector(**DETECTOR["network"]), detector, "detection", DETECTOR)
         links = {
             "photo.jpg": ["IMAGE...", "IMAGE_OR_FOLDER..."],
             "data/cifar10/test": [
@@ -248,5 +248,5 @@ def names_of(page: str) -> dict[str, Any]:
     elif page == "docs/analysis.md":
         network = {"architecture": "semantic_fpn", **TINY, **DECODERS["semantic_fpn"], "num_classes": 16}
         given |= {"torch": torch, "segmenter": build(**network).eval(), "images": torch.rand(2, 3, 64, 96)}
-        given["detector"] = mask_rcnn(**DETECTOR["model"]).eval()
+        given["detector"] = build_detector(**DETECTOR["network"]).eval()
     return given

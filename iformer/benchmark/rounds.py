@@ -25,7 +25,7 @@ from iformer.benchmark import variants
 from iformer.benchmark.variants import ENGINES, Variant
 from iformer.benchmark.worker import Worker
 from iformer.common.provenance import provenance
-from iformer.deployment.export import TYPES
+from iformer.deployment.formats import TYPES
 
 TIMED = 3
 """Inferences that each variant does in a round, after one that is not timed."""

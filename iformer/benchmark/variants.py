@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
-from iformer.deployment.export import TYPES, prepare, quiet, to_openvino, write_onnx
+from iformer.deployment.formats import TYPES, prepare, quiet, to_openvino, write_onnx
 from iformer.deployment.quantize import quantize_openvino
 
 ENGINES = {

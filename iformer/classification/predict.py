@@ -1,60 +1,47 @@
-"""Prediction for image files and folders."""
+"""Prediction with a classifier: the most probable classes of images."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from timm.data import create_transform, resolve_input_data_config
 
-from iformer.common.images import read_image
-from iformer.common.terminal import ITEM_ERRORS, item_error
+from iformer.models.prediction import Options
+from iformer.models.saved import Model
 
 
-def classify(model: Any, paths: Sequence[str | Path], top: int = 5, batch_size: int = 32) -> list[dict[str, Any]]:
-    """Return :func:`predictions` of all files."""
-    return list(predictions(model, paths, top, batch_size))
+class Predictor:
+    """Names the most probable classes of images; see :class:`iformer.models.prediction.Predictor`.
 
-
-@torch.inference_mode()
-def predictions(
-    model: Any, paths: Sequence[str | Path], top: int = 5, batch_size: int = 32
-) -> Iterator[dict[str, Any]]:
-    """The most probable classes of image files, with the preprocessing that the model's configuration states.
-
-    Shows its progress on standard error where there is more than one batch.
-
-    Args:
-        model: A timm model in evaluation mode.
-        paths: Image files.
-        top: How many classes to name.
-        batch_size: Images at a time.
-
-    Yields:
-        For each file ``{"image": path, "classes": [{"name": ..., "probability": ...}, ...]}``, most probable first; or
-        ``{"image": path, "error": message}`` for a file that could not be read, or not be made
-        into what the model takes.
+    The result of an image is ``{"classes": [{"name": ..., "probability": ...}, ...]}``, the most probable first.
     """
-    config = resolve_input_data_config(model)
-    transform = create_transform(**config, is_training=False)
-    names = model.pretrained_cfg.get("label_names")
-    results: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
-    batches = [results[start : start + batch_size] for start in range(0, len(results), batch_size)]
-    for batch in track(batches, "Classifying", console=Console(stderr=True), disable=len(batches) < 2):
-        images, readable = [], []
-        for result in batch:
-            try:
-                images.append(transform(read_image(result["image"], channels=config["input_size"][0])))
-                readable.append(result)
-            except ITEM_ERRORS as error:
-                result["error"] = item_error(result["image"], error)
-        found = model(torch.stack(images)).softmax(-1) if images else ()
-        for result, probabilities in zip(readable, found, strict=True):
-            best = probabilities.topk(min(top, len(probabilities)))
-            result["classes"] = [
-                {"name": names[index] if names else f"class {index}", "probability": round(value, 4)}
-                for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ]
-        yield from batch
+
+    doing = "Classifying"
+
+    def __init__(self, model: Model, options: Options) -> None:
+        self.model, self.prepare = model, model.prepare
+        self.top, self.batch_size = min(options.top, len(model.class_names)), options.batch_size
+
+    def predict(self, paths: Sequence[Path], images: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
+        """Return the classes in prepared images ``(C, H, W)``."""
+        if not images:
+            return []
+        best = self.model.network(torch.stack(list(images))).softmax(-1).topk(self.top)
+        return [
+            {
+                "classes": [
+                    {"name": self.model.class_names[index], "probability": round(value, 4)}
+                    for value, index in zip(values, indices, strict=True)
+                ]
+            }
+            for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def document(self, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the results as they are."""
+        return list(results)
+
+    def lines(self, result: dict[str, Any]) -> Iterator[str]:
+        """Yield a line for each class."""
+        for entry in result["classes"]:
+            yield f"{entry['probability']:7.2%}  {entry['name']}"

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,19 +69,24 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def distinct_stems(paths: Sequence[Path], longest: int = 200) -> list[str]:
-    """Return a name for what is written about each of ``paths``: its own without extension.
+class DistinctStems:
+    """Names for what is written about files: a file's own without its extension.
 
-    Where files of several folders share a name it gets a number, and a name of more than ``longest`` bytes is cut: file
-    systems take 255 with all that follows.
+    Where files of several folders share a name it gets a number, and a name of more than ``longest`` bytes is cut, for
+    file systems take 255 with all that follows.
     """
-    taken: dict[str, None] = {}
-    for path in paths:
+
+    def __init__(self, longest: int = 200) -> None:
+        self.longest = longest
+        self.taken: set[str] = set()
+
+    def name(self, path: Path) -> str:
+        """Return a name that has not been given before."""
         stem = path.stem
-        while len(os.fsencode(stem)) > longest:
+        while len(os.fsencode(stem)) > self.longest:
             stem = stem[:-1]
         name, number = stem, 2
-        while name in taken:
+        while name in self.taken:
             name, number = f"{stem}_{number}", number + 1
-        taken[name] = None
-    return list(taken)
+        self.taken.add(name)
+        return name

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from iformer.common.files import replaced
 from iformer.common.terminal import printable
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#D55E00", "#009E73", "#CC3311"  # told apart by colour-blind readers too
@@ -72,28 +73,42 @@ def training_curve(metrics: Path) -> Figure:
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Shares of each true class (rows) that were predicted as each class (columns), in per cent.
+    """Draw the share of each true class (row) that was taken for each class (column), in per cent.
+
+    Shares are written into the cells of up to 25 classes, and the names beside up to 100.
 
     Args:
-        counts: ``(classes, classes)``, true class first.
-        class_names: One per class.
+        counts: ``(K, K)`` images or pixels, the true class first.
+        class_names: The names of the K classes.
     """
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = min(3 + 0.5 * len(class_names), 16)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+        figure = Figure(figsize=(size + 1, size), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-        labels = [label(name) for name in class_names]
-        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(labels)), labels)
+        if len(class_names) <= 100:
+            labels = [label(name) for name in class_names]
+            axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(len(labels)), labels)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.spines[:].set_visible(False)
-        for (row, column), value in np.ndenumerate(percent):
+        for (row, column), value in np.ndenumerate(percent) if len(class_names) <= 25 else ():
             if value >= 0.05:
                 colour = "white" if value > 50 else "black"
                 axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
         figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
     return figure
+
+
+def save_figure(figure: Figure, file: Path, dpi: int = 150) -> None:
+    """Write a figure, completely or not at all.
+
+    Raises:
+        OSError: It could not be written, and an earlier one is kept; names ``file``.
+    """
+    with replaced(file.parent, named=file) as temporary, quiet_fonts():
+        figure.savefig(temporary / file.name, dpi=dpi)
 
 
 def prediction_grid(

@@ -1,262 +1,178 @@
-"""A model as a file that runs without this package: ONNX, OpenVINO or ``torch.export``.
+"""``iformer export``: a model of any task as a file that runs without this package."""
 
-Images go in as ``(N, C, H, W)`` float32, normalised; float32 logits come out, ``(N, classes)``, of a segmenter
-``(N, classes, H, W)``. What the user of the file has to know is in its metadata: ``model``, ``precision``,
-``class_names`` (a JSON list) and ``preprocessing`` (a JSON object: ``input_size``, ``mean``, ``std``,
-``interpolation``, ``crop_pct``, ``crop_mode``); of a segmenter also its ``palette``, and ``resize`` if it has one.
-"""
-
-import contextlib
-import errno
-import io
-import json
-import logging
-import sys
-import warnings
+import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, create_transform, resolve_input_data_config
-from timm.layers import to_2tuple
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from matplotlib.cbook import get_sample_data
+from timm.data import ImageNetInfo
 
-from iformer.common.files import replaced
-from iformer.common.images import read_image
-from iformer.deployment import engines
-from iformer.deployment.channels_first import channels_first
-from iformer.deployment.fuse import fuse
-from iformer.deployment.quantize import quantize_onnx, quantize_openvino
-from iformer.models.inception_transformer import InceptionStage
+from iformer.common.batches import batches
+from iformer.common.images import find_images
+from iformer.common.provenance import provenance
+from iformer.deployment import detectors, engines, formats
+from iformer.models.saved import Model, resolve
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOLERANCE = 1e-3
-"""How far float32 logits of an engine may be from eager's, relative to the largest one."""
+MOST_IMAGES = {"classification": 300, "segmentation": 30, "detection": 20}
+"""Images to check with and to calibrate on: more change the scales no longer. Scenes hold more than photographs do."""
+
+BUILT_IN = ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png")
+"""Pictures that come with matplotlib, to check with where none are given."""
+
+Labelled = list[tuple[Path, int]]
 
 
 def export(
-    model: Any, file: Path, kind: str, precision: str, images: Tensor, dynamic: bool = False
-) -> dict[str, float]:
-    """Write ``model``, fused, in evaluation mode, into ``file``, and check what was written.
-
-    The file appears, or is replaced, once it is complete and has been checked.
+    reference: str,
+    kind: str = "onnx",
+    precision: str = "fp32",
+    dynamic: bool = False,
+    output: Path | None = None,
+    images: Path | None = None,
+    labelled: Path | None = None,
+    weights: str = "",
+    size: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Export a model and check what was written.
 
     Args:
-        model: A classifier of timm, or a network whose ``pretrained_cfg`` says as much as timm's.
-        file: Its ending is the format's (``engines.FORMATS``).
-        kind: onnx, openvino or torch-export.
+        reference: The model, see :func:`iformer.models.saved.resolve`, like ``weights``.
+        kind: The format: onnx, openvino or torch-export.
         precision: fp32, bf16, fp16 or int8.
-        images: Preprocessed, ``(N, C, H, W)``: to check with, and to calibrate int8.
-        dynamic: Take any batch size, height and width, instead of one image of the size of ``images``.
+        dynamic: Take any batch size, height and width. Detectors always take any height and width.
+        output: The file to write; by default the model's name in the working folder.
+        images: A folder of images to check with and to calibrate int8 on.
+        labelled: A folder of class folders, called as a classifier's classes or as ImageNet's (n01440764...), to
+            measure the accuracy on before and after.
+        weights: The weights of a model that is given by its name.
+        size: Height and width of a segmenter's images; by default those of the crops that it was trained on.
 
     Returns:
-        Of the file against eager float32 on ``images``: ``largest_difference``, the same relative to the largest logit
-        (``relative_difference``), and ``same_class``, the share of images (pixels) with the same most probable class.
+        ``model``, ``file``, ``format``, ``precision``, ``dynamic``, ``images`` (how many it was checked with),
+        ``unreadable`` (a line for each image that was passed over); for classifiers and segmenters what
+        :func:`~iformer.deployment.formats.write` returns, and ``accuracy`` where labelled images are given
+        (``images``, ``eager``, ``file``); for detectors ``objects`` and ``largest_difference``, see
+        :func:`~iformer.deployment.detectors.write`; and the command, the versions and the machine.
 
     Raises:
-        ValueError: There is no such format, or it does not come in this precision or for any size; or float32 logits
-            differ.
-        OSError: The file cannot be written.
+        ValueError: An argument is wrong, or does not fit the others.
+        OSError: A file cannot be read or written.
     """
-    require_offered(kind, precision)
-    if file.suffix != engines.FORMATS[kind]:
-        raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
-    example = torch.zeros_like(images[:1])  # torch.export keeps it in the file, where images of the user's must not be
-    with replaced(file.parent, named=file) as folder:
-        temporary = folder / file.name
-        write = {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch_export}[kind]
-        with quiet():
-            write(model, temporary, precision, images, example, dynamic)
-        result = compare(model, engines.open_file(temporary, precision), images)
-        if precision == "fp32" and not result["relative_difference"] <= TOLERANCE:
-            raise ValueError(
-                f"{file}: not written, its logits differ from eager's by {result['relative_difference']:.1e} of the "
-                f"largest, expected at most {TOLERANCE:.0e}"
-            )
-    return result
-
-
-def compare(model: nn.Module, run: engines.Runner, images: Tensor) -> dict[str, float]:
-    """How far an engine's logits are from eager's; see :func:`export`."""
-    found = []
-    for image in images.split(1):  # the logits of many scenes at once would take gigabytes
-        with torch.inference_mode():
-            expected = model(image)
-        logits = run(image)
-        same = (logits.argmax(1) == expected.argmax(1)).double().mean()
-        found.append(torch.stack([(logits - expected).abs().max(), expected.abs().max(), same]))
-    table = torch.stack(found)
-    largest, greatest = table[:, :2].amax(0).tolist()
-    return {
-        "largest_difference": largest,
-        "relative_difference": largest / greatest,
-        "same_class": float(table[:, 2].mean()),
-    }
-
-
-def load_images(model: Any, paths: Sequence[Path]) -> Tensor:
-    """Image files, preprocessed as the model's configuration states, as one ``(N, C, H, W)`` tensor.
-
-    Raises:
-        UnreadableImageError: A file is no image.
-    """
-    config = resolve_input_data_config(model)
-    transform: Any = create_transform(**config, is_training=False)
-    return torch.stack([transform(read_image(path, config["input_size"][0])) for path in paths])
-
-
-def metadata(model: Any, precision: str) -> dict[str, str]:
-    """What goes into a file beside the graph; values are text."""
-    config = resolve_input_data_config(model)
-    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    cfg = model.pretrained_cfg
-    names = cfg.get("label_names")
-    if names is None and model.num_classes == 1000:
-        info = ImageNetInfo()
-        names = [info.index_to_description(index) for index in range(1000)]
-    return {
-        "model": cfg.get("architecture", type(model).__name__),
+    formats.require_offered(kind, precision)
+    model = resolve(reference, weights)
+    if model.task == "detection" and (kind, precision) != ("onnx", "fp32"):
+        raise ValueError(f"{reference}: a detector is exported with --format onnx and --precision fp32 only")
+    if precision == "int8" and images is None:
+        raise ValueError("precision int8: needs images to calibrate on, expected a folder of them (--images)")
+    paths = find_images([images]) if images else [Path(get_sample_data(file, asfileobj=False)) for file in BUILT_IN]
+    if size and model.task != "segmentation":
+        raise ValueError(f"size: {reference} has one of its own, expected none (it is for segmenters)")
+    if labelled and model.task != "classification":
+        raise ValueError(f"labelled: accuracy is measured of classifiers only, expected none for {model.task}")
+    file = output or Path(Path(reference).resolve().name + engines.FORMATS[kind])  # "." has no name of its own
+    few = paths[:: -(-len(paths) // MOST_IMAGES[model.task])]  # evenly from all of them, and so from every class folder
+    unreadable: dict[Path, str] = {}
+    result = {
+        **provenance(0),
+        "model": reference,
+        "file": str(file),
+        "format": kind,
         "precision": precision,
-        "class_names": json.dumps(list(names or [])),
-        "preprocessing": json.dumps({key: config[key] for key in keys}),
-        **{key: json.dumps(cfg[key]) for key in ("palette", "resize") if cfg.get(key)},
+        "dynamic": dynamic,
     }
+    if model.task == "detection":
+        result |= detectors.write(model, file, _read(model, few, detectors.prepare, unreadable))
+    else:
+        if model.task == "segmentation":
+            model = _sized(model, reference, size)
+        samples = _samples(model, labelled) if labelled else []
+        eager = _top1(model.network, model, samples, unreadable)
+        pixels = torch.stack(_read(model, few, model.prepare, unreadable))
+        result |= {"images": len(pixels), **formats.write(model, file, kind, precision, pixels, dynamic)}
+        if samples:
+            run = engines.open_file(file, precision)
+            single: engines.Runner = lambda many: torch.cat([run(image[None]) for image in many])  # noqa: E731
+            count = len(samples) - sum(path in unreadable for path, _ in samples)
+            accuracy = {"eager": eager, "file": _top1(single, model, samples, unreadable)}
+            result["accuracy"] = {"images": count, **accuracy}
+    return {**result, "unreadable": list(unreadable.values())}
 
 
-def require_offered(kind: str, precision: str) -> None:
-    """Whether a format comes in a precision.
-
-    Raises:
-        ValueError: It does not.
-    """
-    if kind not in engines.FORMATS:
-        raise ValueError(f"format is {kind}, expected one of {', '.join(engines.FORMATS)}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision}, expected one of {', '.join(PRECISIONS)}")
-    if (kind, precision) == ("onnx", "bf16"):
-        raise ValueError("precision bf16: ONNX Runtime has no such kernels on CPUs, expected another format")
-    if (kind, precision) == ("torch-export", "int8"):
-        raise ValueError("precision int8: torch-export files are not quantised, expected format onnx or openvino")
-
-
-class _Cast(nn.Module):
-    """A network that computes in another type, between float32 images and logits."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model = model.to(dtype)
-        self.dtype = dtype
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images.to(self.dtype)).float()
-
-
-def trace(model: nn.Module, example: Tensor, dynamic: bool = False) -> ExportedProgram:
-    """The graph of a network for images like ``example``, or of any size if ``dynamic``.
-
-    Raises:
-        ValueError: The network has none: some of timm's take images of one size only.
-    """
-    if dynamic:  # sizes of 1 are taken for constants, and those of the position embeddings for special cases
-        example = example.new_zeros(2, example.shape[1], *(side + 32 for side in example.shape[2:]))
-    shapes = (dict.fromkeys((0, 2, 3), Dim.DYNAMIC),) if dynamic else None
-    try:
-        with torch.no_grad():
-            return torch.export.export(model, (example,), dynamic_shapes=shapes)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[:1]
-        kind = "of any size" if dynamic else f"of {example.shape[2]}x{example.shape[3]} pixels"
-        raise ValueError(f"the model cannot be exported for images {kind} ({''.join(reason)})") from error
-
-
-def prepare(model: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
-    """The fused model, with position embeddings for the size of ``example`` unless ``dynamic``; other models fused."""
-    height, width = example.shape[2:]
-    fixed = not dynamic and any(isinstance(module, InceptionStage) for module in model.modules())
-    return fuse(model, (height, width) if fixed else None)
-
-
-def write_onnx(
-    network: nn.Module, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool = False
-) -> None:
-    """Write a network into an ONNX file, without metadata; ``images`` calibrate int8.
-
-    Raises:
-        ValueError: ``dynamic`` for a network that pools to a grid, as UPerNet does: ONNX has that for known sizes only.
-    """
-    engines.require("onnxscript")
-    pools = [module for module in network.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
-    if dynamic and any(to_2tuple(pool.output_size) != (1, 1) for pool in pools):
-        raise ValueError(
-            "the model pools to a grid, which ONNX has for known sizes only; expected no dynamic, or another format"
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines that tell a reader of what :func:`export` returned."""
+    if "objects" in result:
+        yield (
+            f"{result['file']}: scores of {result['objects']} objects in {result['images']} images differ by at most "
+            f"{result['largest_difference']:.1e} from eager's"
         )
-    if precision == "fp16":
-        network = _Cast(network, torch.float16)
-    program = torch.onnx.export(
-        trace(network, example, dynamic), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+        return
+    yield (
+        f"{result['file']}: largest difference from eager {result['largest_difference']:.2g} "
+        f"({result['relative_difference']:.1e} of the largest logit) on {result['images']} images, "
+        f"same class for {result['same_class']:.2%}{' of the pixels' * result['per_pixel']}"
     )
-    assert program is not None
-    program.save(file, external_data=False)
-    if precision == "int8":
-        quantize_onnx(file, images.split(len(example)))
+    if accuracy := result.get("accuracy"):
+        yield f"Top-1 on {accuracy['images']:,} images: {accuracy['eager']:.2%} eager, {accuracy['file']:.2%} the file"
 
 
-def _write_onnx(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
-    onnx = engines.require("onnx")
-    write_onnx(channels_first(prepare(model, example, dynamic)), file, precision, images, example, dynamic)
-    graph = onnx.load(file)
-    onnx.helper.set_model_props(graph, metadata(model, precision))
-    onnx.save(graph, file)
+def _sized(model: Model, reference: str, size: tuple[int, int] | None) -> Model:
+    """Return a segmenter for images of one size, whose configuration says about them what a classifier's does."""
+    size = size or model.config.get("crop")
+    if not size:
+        raise ValueError(f"{reference}: names no size, expected the images' height and width (--size 360 480)")
+    if min(size) < 1:
+        raise ValueError(f"size is {size}, expected the images' height and width (--size 360 480)")
+    whole = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}  # resized to this size
+    return replace(model, config={**model.config, "input_size": (3, *size), **whole})
 
 
-def to_openvino(network: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
-    """A network as an OpenVINO model."""
-    openvino = engines.require("openvino")
-    graph = openvino.convert_model(trace(network, example, dynamic))
-    for node in graph.get_ops():  # its PyTorch frontend still resizes to a side of 1 as torch did long ago
-        if node.get_attributes().get("coordinate_transformation_mode") == "pytorch_half_pixel":
-            node.set_attribute("coordinate_transformation_mode", "half_pixel")
-    graph.inputs[0].tensor.set_names({"images"})
-    graph.outputs[0].tensor.set_names({"logits"})
-    if not dynamic:
-        graph.reshape(list(example.shape))
-    return graph
+def _read(model: Model, paths: Sequence[Path], prepare: Any, unreadable: dict[Path, str]) -> list[Any]:
+    """Return prepared images, and note those that cannot be read.
+
+    Raises:
+        ValueError: None can be read.
+    """
+    samples = list(itertools.chain(*batches(paths, prepare, model.channels, len(paths))))
+    unreadable |= {sample.path: sample.error for sample in samples if sample.error}
+    images = [sample.image for sample in samples if not sample.error]
+    if not images:
+        raise ValueError(f"no image can be read: {next(iter(unreadable.values()))}")
+    return images
 
 
-def _write_openvino(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
-    graph = to_openvino(channels_first(prepare(model, example, dynamic)), example, dynamic)
-    if precision == "int8":
-        graph = quantize_openvino(graph, images.split(1))
-    for key, value in metadata(model, precision).items():
-        graph.set_rt_info(value, [key])
-    # 16-bit weights serve bfloat16 too; which type to compute in is said when the file is compiled.
-    try:
-        engines.require("openvino").save_model(graph, file, compress_to_fp16=precision in ("bf16", "fp16"))
-    except RuntimeError as error:  # it says no more than that its stream has failed
-        raise OSError(errno.EIO, "OpenVINO could not write all of it; is the disk full?") from error
+def _top1(run: engines.Runner, model: Model, labelled: Labelled, unreadable: dict[Path, str]) -> float:
+    """Return the share of labelled images whose most probable class is theirs, of those that can be read."""
+    labels = dict(labelled)
+    hits = total = 0
+    paths = [path for path in labels if path not in unreadable]
+    for batch in batches(paths, model.prepare, model.channels, 64, "Measuring the accuracy"):
+        unreadable |= {sample.path: sample.error for sample in batch if sample.error}
+        readable = [sample for sample in batch if not sample.error]
+        if readable:
+            with torch.inference_mode():
+                found = run(torch.stack([sample.image for sample in readable])).argmax(1)
+            hits += sum(int(label) == labels[sample.path] for label, sample in zip(found, readable, strict=True))
+            total += len(readable)
+    if labelled and not total:
+        raise ValueError(f"no image can be read: {next(iter(unreadable.values()))}")
+    return hits / max(total, 1)
 
 
-def _write_torch_export(model: Any, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool) -> None:
-    network = prepare(model, example, dynamic)
-    if precision != "fp32":
-        network = _Cast(network, TYPES[precision])
-    content = io.BytesIO()  # torch's own writer aborts the process where the disk is full
-    torch.export.save(trace(network, example, dynamic), content, extra_files=metadata(model, precision))
-    file.write_bytes(content.getbuffer())
+def _samples(model: Model, folder: Path) -> Labelled:
+    """Return the images in a folder's class folders, with the model's labels.
 
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what exporters and quantisers say about themselves; their progress goes to standard error."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+    Raises:
+        ValueError: A folder is none of the model's classes; names it.
+    """
+    names = list(model.class_names)
+    # As in training, a class is all that lies in a folder and in the folders inside it.
+    named = [(path, path.relative_to(folder).parts[0]) for path in find_images([folder])]
+    if len(names) == 1000 and not {name for _, name in named} <= set(names):
+        names = list(ImageNetInfo().label_names())
+    unknown = sorted({name for _, name in named} - set(names))
+    if unknown:
+        raise ValueError(f"{folder}: {unknown[0]} is not a class of the model, expected folders of {names[:10]}")
+    return [(path, names.index(name)) for path, name in named]

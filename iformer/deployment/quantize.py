@@ -8,14 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from iformer.deployment import engines
-
-Batches = DataLoader[tuple[Tensor, Tensor]]
-"""Labelled images: ``(N, C, H, W)``, preprocessed, and ``(N,)``."""
 
 # What stays in floating point. NNCF would quantise depthwise convolutions and elementwise operations too, as they come;
 # both are bound by memory, and each change of type is one more pass over a map that GELU and residuals cannot join.
@@ -70,13 +65,3 @@ def quantize_onnx(file: Path, batches: Sequence[Tensor]) -> None:
         weight_type=tools.QuantType.QInt8,
         per_channel=True,
     )
-
-
-def top1(run: engines.Runner, batches: Batches) -> float:
-    """Share of labelled images whose most probable class is theirs."""
-    hits = total = 0
-    for images, labels in batches:
-        with torch.inference_mode():
-            hits += int((run(images).argmax(1) == labels).sum())
-        total += len(labels)
-    return hits / total

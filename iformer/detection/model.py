@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from iformer.common.ranges import Count, require
 from iformer.models.backbone import feature_maps, refusal
+
+Architecture = Literal["mask_rcnn"]
 
 LEVELS = ("0", "1", "2", "3")  # of the pyramid; the fifth, "pool", is for proposals only
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # of the anchors, height over width
@@ -117,6 +119,17 @@ class Detector(MaskRCNN):
         except (AttributeError, AssertionError) as error:
             if enable:
                 raise ValueError(f"grad_checkpointing: {type(model).__name__} has none, expected false") from error
+
+
+def build(architecture: Architecture = "mask_rcnn", **arguments: Any) -> Detector:
+    """Return :func:`mask_rcnn`, by its name.
+
+    Raises:
+        ValueError: There is no such architecture, or an argument is wrong.
+    """
+    if architecture != "mask_rcnn":
+        raise ValueError(f"architecture is {architecture!r}, expected mask_rcnn")
+    return mask_rcnn(**arguments)
 
 
 def mask_rcnn(

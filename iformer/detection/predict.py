@@ -1,105 +1,99 @@
-"""Detection in image files: what is there, and a picture of it."""
+"""Prediction with a detector: the objects in images, and a picture of them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import track
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from iformer.common.files import distinct_stems
-from iformer.common.images import read_image
-from iformer.common.terminal import ITEM_ERRORS, item_error
+from iformer.common.files import DistinctStems
 from iformer.detection.masks import from_run_lengths, pasted, run_lengths
-from iformer.detection.model import Detector, mask_rcnn
 from iformer.detection.pictures import draw
-from iformer.models import saved
+from iformer.models.prediction import Options
+from iformer.models.saved import Model
 
 
-def load(folder: Path, config: dict[str, Any]) -> Detector:
-    """The detector that a training run has exported into ``folder``, in evaluation mode.
+class Predictor:
+    """Detects objects and draws them; see :class:`iformer.models.prediction.Predictor`.
 
-    Args:
-        folder: Of the checkpoint.
-        config: Its ``config.json``, see :func:`iformer.models.saved.find`.
+    Writes a picture ``NAME.jpg`` of each image, with the objects whose score is the threshold or more.
 
-    Raises:
-        ValueError: The checkpoint is damaged, or names another number of classes than its weights have.
-    """
-    try:
-        classes = config["model"]["num_classes"], len(config["class_names"]), len(config["category_ids"])
-        if len(set(classes)) > 1:
-            raise ValueError("num_classes, class_names and category_ids differ in number")
-        model = mask_rcnn(**config["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not a detector's ({error})") from error
-    saved.load_assembled(model, folder)
-    return model
-
-
-def detect(
-    folder: Path, config: dict[str, Any], paths: Sequence[Path], output: Path, threshold: float = 0.5
-) -> list[dict[str, Any]]:
-    """Return :func:`detections` in all files."""
-    return list(detections(folder, config, paths, output, threshold))
-
-
-@torch.inference_mode()
-def detections(
-    folder: Path, config: dict[str, Any], paths: Sequence[Path], output: Path, threshold: float = 0.5
-) -> Iterator[dict[str, Any]]:
-    """Detect objects in image files, and write a picture ``NAME.jpg`` of each into ``output``.
-
-    Coordinates are pixels of the upright image. Shows its progress on standard error where there is more than one.
-
-    Args:
-        folder: Of the checkpoint.
-        config: Its ``config.json``, see :func:`iformer.models.saved.find`.
-        paths: Image files.
-        output: Folder, made if it is not there.
-        threshold: Least score of the objects that are drawn; the results hold all.
-
-    Yields:
-        For each file ``image``, ``picture``, ``height``, ``width`` and ``objects``, best first, each as COCO describes
-        it (``category_id``, ``bbox`` as left, top, width and height, ``segmentation`` in run lengths, ``area``) with
-        its ``name`` and ``score``; or ``{"image": path, "error": message}`` for a file that could not be read or that
-        the detector cannot take, or whose picture could not be written.
+    The result of an image has ``picture``, ``height``, ``width`` and all ``objects``, the best first, each as COCO
+    describes it (``category_id``, ``bbox`` as left, top, width and height, ``segmentation`` in run lengths, ``area``)
+    with its ``name`` and ``score``. Coordinates are pixels of the upright image.
 
     Raises:
-        ValueError: The checkpoint is damaged.
-        OSError: ``output`` could not be made.
+        OSError: The output's folder could not be made.
     """
-    model = load(folder, config)
-    output.mkdir(parents=True, exist_ok=True)
-    pairs = zip(paths, distinct_stems(paths), strict=True)
-    for path, name in track(pairs, "Detecting", len(paths), console=Console(stderr=True), disable=len(paths) < 2):
-        picture = output / f"{name}.jpg"
-        try:
-            image = pil_to_tensor(read_image(path))
-            height, width = image.shape[1:]
-            (found,) = model([image / 255], paste=False)
-            described = objects(found, (height, width), config)
-            seen = found["scores"] >= threshold
-            masks = (from_run_lengths(described[i]["segmentation"]) for i in seen.nonzero()[:, 0].tolist())
-            names = [item["name"] for item, drawn in zip(described, seen.tolist(), strict=True) if drawn]
-            draw(image, found["boxes"][seen], masks, found["labels"][seen], found["scores"][seen], names, picture)
-        except ITEM_ERRORS as error:
-            yield {"image": str(path), "error": item_error(path, error)}
-            continue
-        size = {"height": height, "width": width}
-        yield {"image": str(path), "picture": str(picture), **size, "objects": described}
+
+    doing = "Detecting"
+    batch_size = 1
+
+    def __init__(self, model: Model, options: Options) -> None:
+        self.model, self.options, self.names = model, options, DistinctStems()
+        options.output.mkdir(parents=True, exist_ok=True)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Return the pixels, ``(3, H, W)`` uint8."""
+        return pil_to_tensor(image)
+
+    def predict(self, paths: Sequence[Path], images: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """Detect the objects in images, draw and return them."""
+        return [self._detected(path, image) for path, image in zip(paths, images, strict=True)]
+
+    def _detected(self, path: Path, image: Tensor) -> dict[str, Any]:
+        picture = self.options.output / f"{self.names.name(path)}.jpg"
+        height, width = image.shape[1:]
+        (found,) = self.model.network([image / 255], paste=False)
+        described = objects(found, (height, width), self.model.config)
+        seen = found["scores"] >= self.options.threshold
+        masks = (from_run_lengths(described[i]["segmentation"]) for i in seen.nonzero()[:, 0].tolist())
+        names = [item["name"] for item, drawn in zip(described, seen.tolist(), strict=True) if drawn]
+        draw(image, found["boxes"][seen], masks, found["labels"][seen], found["scores"][seen], names, picture)
+        return {"picture": str(picture), "height": height, "width": width, "objects": described}
+
+    def document(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the results in COCO's format: ``images``, ``annotations`` with a score, ``categories``.
+
+        Images that could not be read are under ``errors``.
+        """
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for result in results:
+            if "error" in result:
+                continue
+            number = len(images) + 1
+            names = ("height", "width", "picture")
+            images.append({"id": number, "file_name": result["image"], **{name: result[name] for name in names}})
+            for item in result["objects"]:
+                place = {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0}
+                annotations.append({**place, **{name: value for name, value in item.items() if name != "name"}})
+        categories = zip(self.model.config["category_ids"], self.model.class_names, strict=True)
+        return {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": number, "name": name} for number, name in categories],
+            "errors": [result for result in results if "error" in result],
+        }
+
+    def lines(self, result: dict[str, Any]) -> Iterator[str]:
+        """Yield a line for each object whose score is the threshold or more, and for the picture."""
+        for entry in result["objects"]:
+            if entry["score"] >= self.options.threshold:
+                left, upper, width, height = entry["bbox"]
+                yield f"{entry['score']:7.2%}  {entry['name']}, {width:.0f}x{height:.0f} at {left:.0f}, {upper:.0f}"
+        yield f"picture: {result['picture']}"
 
 
 def objects(found: dict[str, Tensor], size: tuple[int, int], config: dict[str, Any]) -> list[dict]:
-    """The detector's outputs for an image, as COCO describes objects.
+    """Return the detector's outputs for an image as COCO describes objects.
 
     Args:
         found: ``boxes`` as corners, ``labels`` from 1, ``scores``, ``masks`` in the boxes.
         size: Height and width of the image.
-        config: With ``category_ids`` and ``class_names``.
+        config: The model's configuration, with ``category_ids`` and ``class_names``.
     """
     described = []
     for i, (mask, box) in enumerate(zip(pasted(found, size), found["boxes"].tolist(), strict=True)):
@@ -120,28 +114,3 @@ def objects(found: dict[str, Tensor], size: tuple[int, int], config: dict[str, A
             }
         )
     return described
-
-
-def coco_document(results: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`detect` has found, in COCO's format: images, annotations with a score, categories.
-
-    Images that could not be read are under ``errors``.
-    """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for result in results:
-        if "error" in result:
-            continue
-        number = len(images) + 1
-        names = ("height", "width", "picture")
-        images.append({"id": number, "file_name": result["image"], **{name: result[name] for name in names}})
-        for item in result["objects"]:
-            place = {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0}
-            annotations.append({**place, **{name: value for name, value in item.items() if name != "name"}})
-    categories = zip(config["category_ids"], config["class_names"], strict=True)
-    return {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": number, "name": name} for number, name in categories],
-        "errors": [result for result in results if "error" in result],
-    }

@@ -4,17 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from iformer.common.pages import write_csv
 from iformer.common.ranges import Count, checked
 from iformer.detection.masks import pasted
 from iformer.detection.metrics import AveragePrecision
-from iformer.detection.model import mask_rcnn
+from iformer.detection.model import Architecture, build
 from iformer.models import saved
 from iformer.models.recomputation import recompute
 from iformer.training.optimization import AdamWSteps
-from iformer.training.task import Task
+from iformer.training.task import Task, network_config
 
 PAPER = AdamWSteps()  # frozen
 Batch = tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]
@@ -27,10 +26,12 @@ class DetectionTask(Task):
 
     Args:
         backbone: A timm model's name, ``iformer_small`` say.
-        num_classes: Classes without the background; those of the data, if the data names its classes.
-        pretrained: Of the backbone: ``true`` for the released weights, or a file of weights, or the folder of a run.
-        model_args: Of :func:`iformer.detection.model.mask_rcnn`: ``min_size``, ``max_size``, ``backbone_args``...
-        optimization: Optimiser and schedule.
+        num_classes: The number of classes without the background; as many as the data names.
+        architecture: ``mask_rcnn``.
+        pretrained: The backbone's weights: ``true`` for the released ones, a file, or a saved classifier's folder.
+        model_args: Further arguments of the function in :mod:`iformer.detection.model`, such as ``min_size`` and
+            ``backbone_args``.
+        optimization: The optimiser and its schedule.
         grad_checkpointing: Trade time for memory in training.
 
     Raises:
@@ -43,38 +44,28 @@ class DetectionTask(Task):
         self,
         backbone: str,
         num_classes: Count = 80,
+        architecture: Architecture = "mask_rcnn",
         pretrained: bool | str = False,
         model_args: dict[str, Any] | None = None,
         optimization: AdamWSteps = PAPER,
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if own := {"backbone", "num_classes", "pretrained_backbone"} & set(model_args or {}):
-            raise ValueError(f"model_args: {min(own)} is an argument of the task, expected it beside model_args")
-        self.architecture = {"backbone": backbone, "num_classes": num_classes, **(model_args or {})}
-        self.model: Any = mask_rcnn(**self.architecture, pretrained_backbone=pretrained)
+        own = {"architecture": architecture, "backbone": backbone, "num_classes": num_classes}
+        self.network = network_config(own, model_args)
+        self.model: Any = build(**self.network, pretrained_backbone=pretrained)
         recompute(self.model)
         self.model.to(memory_format=torch.channels_last)
         self.model.set_grad_checkpointing(grad_checkpointing)
         self.num_classes, self.optimization = num_classes, optimization
         self.average_precision = AveragePrecision()
-        self.per_class: list[dict[str, Any]] = []
 
-    def setup(self, stage: str) -> None:
-        """Compare the classes of data and model; group the parameters while they are whole.
-
-        Raises:
-            ValueError: The data's classes are not as many as the model's.
-        """
-        names = self._of_data("class_names")
-        if names is not None and len(names) != self.num_classes:
-            raise ValueError(
-                f"model.init_args.num_classes is {self.num_classes}, but the data has {len(names)} classes"
-            )
-        self.parameter_groups = self.optimization.parameter_groups(self.model) if stage == "fit" else []
+    def build(self) -> nn.Module:
+        """Return a detector like ``model``, without its weights."""
+        return build(**self.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the five losses."""
+        """Return the sum of the five losses."""
         images, targets = batch
         losses: dict[str, Tensor] = self.model(list(images), list(targets))
         loss = torch.stack(list(losses.values())).sum()
@@ -105,31 +96,16 @@ class DetectionTask(Task):
         for name, value in self.average_precision.summary().items():
             # Every rank has computed the same, from all images.
             self.log(f"{stage}_{name}", value, prog_bar=name in ("box_ap", "mask_ap"), rank_zero_only=True)
-        self.per_class = [
-            {"class": self._names()[label - 1], **{name: round(value, 4) for name, value in scores.items()}}
-            for label, scores in self.average_precision.per_class().items()
-        ]
+        self.keep_per_class(
+            [
+                {"class": self.class_names[label - 1], **{name: round(value, 4) for name, value in scores.items()}}
+                for label, scores in self.average_precision.per_class().items()
+            ]
+        )
         self.average_precision.reset()
-        if self.per_class and self.trainer.state.fn != "fit" and self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_csv(folder / "per_class.csv", [[*self.per_class[0]], *([*row.values()] for row in self.per_class)])
 
-    def export(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the model for ``iformer predict`` into ``folder``.
-
-        Args:
-            folder: Of the run.
-            state_dict: Of the task, where the weights in memory are only a rank's share.
-        """
-        model = self.model
-        if state_dict is not None:
-            model = mask_rcnn(**self.architecture)
-            prefix = "model."
-            model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
-        ids = self._of_data("category_ids") or range(1, self.num_classes + 1)
-        config = {"model": self.architecture, "class_names": self._names(), "category_ids": list(ids)}
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write ``model`` into ``folder`` with all that is needed to use it."""
+        ids = self.of_data("category_ids") or range(1, self.num_classes + 1)
+        config = {"network": self.network, "class_names": self.class_names, "category_ids": list(ids)}
         saved.save_assembled(model, folder, "detection", config)
-
-    def _names(self) -> list[str]:
-        return [str(name) for name in self._of_data("class_names") or range(1, self.num_classes + 1)]

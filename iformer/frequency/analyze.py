@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iformer.common import pages
-from iformer.common.plotting import label
+from iformer.common.plotting import label, short
 from iformer.common.provenance import provenance
 from iformer.frequency import figures, layers, receptive_field
 from iformer.frequency.figures import Evidence
 from iformer.frequency.grad_cam import class_layer, grad_cam
+from iformer.frequency.inputs import ImageFiles, class_index, displayed
 from iformer.frequency.layers import BRANCHES, Layer
 from iformer.frequency.measurement import UNTOLD, BranchInStage, Mean, Measurement, measure
-from iformer.frequency.subjects import ImageFiles, Subject
+from iformer.models.saved import Model
 
 RECEPTIVE_FIELD_IMAGES = 32
 
@@ -58,7 +59,7 @@ DEFINITIONS = {
 class Analysis:
     """What was found in one model."""
 
-    subject: Subject
+    model: Model
     measurement: Measurement
     fields: dict[Layer, Tensor]
     evidence: Evidence | None
@@ -66,7 +67,7 @@ class Analysis:
 
 
 def analyze(
-    subjects: Sequence[Subject],
+    models: Sequence[Model],
     images: ImageFiles,
     output: Path,
     target: str | None = None,
@@ -78,7 +79,7 @@ def analyze(
     The pages are ``report.html``, which needs no other file, and ``report.md``, which needs the PNGs.
 
     Args:
-        subjects: Models, the first one the one in question.
+        models: The models, the one in question first; see :func:`iformer.frequency.inputs.open_model`.
         images: Files; unreadable ones are passed over and named in the results.
         output: Folder, made if it is not there.
         target: Class that Grad-CAM is to explain, name or number; None for what each model predicts.
@@ -93,12 +94,12 @@ def analyze(
         OSError: ``output`` cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
-    subjects = _told_apart(subjects)
+    models = _told_apart(models)
     if target is not None:
-        for subject in subjects:
-            subject.class_index(target)  # now rather than after minutes
-    found = [_analyze(subject, images, target, cams) for subject in subjects]
-    drawn = draw({each.subject.name: each for each in found})
+        for model in models:
+            class_index(model, target)  # now rather than after minutes
+    found = [_analyze(model, images, target, cams) for model in models]
+    drawn = draw({each.model.name: each for each in found})
     for name, figure in drawn.items():
         figures.save(figure, output / name)
     results: dict[str, Any] = {
@@ -142,49 +143,46 @@ def _write_pages(output: Path, results: Mapping[str, Any], drawn: Mapping[str, F
         )
 
 
-def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
-    """Models of one name get their weights' names too."""
-    names = [subject.name for subject in subjects]
+def _told_apart(models: Sequence[Model]) -> list[Model]:
+    """Return the models, those of one name with the names of their weights too."""
+    names = [model.name for model in models]
     told = [
-        Subject(f"{each.name}: {Path(each.weights).name}", each.model, each.weights)
-        if names.count(each.name) > 1
-        else each
-        for each in subjects
+        replace(each, name=f"{each.name}: {Path(each.weights).name}") if names.count(each.name) > 1 else each
+        for each in models
     ]
     if len({each.name for each in told}) < len(told):
         raise ValueError(f"{names[-1]} is compared with itself")
     return told
 
 
-def _analyze(subject: Subject, images: ImageFiles, target: str | None, cams: int) -> Analysis:
-    measurement = measure(subject.model, images.batches(subject))
+def _analyze(model: Model, images: ImageFiles, target: str | None, cams: int) -> Analysis:
+    measurement = measure(model.network, images.batches(model))
     few = images.some(RECEPTIVE_FIELD_IMAGES)
-    fields = receptive_field.receptive_fields(subject.model, layers.last(measurement.blocks), few.batches(subject))
+    fields = receptive_field.receptive_fields(model.network, layers.last(measurement.blocks), few.batches(model))
     evidence = None
-    if cams and subject.model.num_classes:
-        batch = torch.cat(list(images.some(cams).batches(subject)))
-        evidence = explain(subject, batch, None if target is None else subject.class_index(target))
-    return Analysis(subject, measurement, fields, evidence, measurement.stages())
+    if cams and model.class_names:
+        batch = torch.cat(list(images.some(cams).batches(model)))
+        evidence = explain(model, batch, None if target is None else class_index(model, target))
+    return Analysis(model, measurement, fields, evidence, measurement.stages())
 
 
-def explain(subject: Subject, images: Tensor, target: int | None = None) -> Evidence:
-    """Grad-CAM of images for one class, or for the class that the model predicts for each.
+def explain(model: Model, images: Tensor, target: int | None = None) -> Evidence:
+    """Return Grad-CAM maps of images for one class, or for the class that the model predicts for each.
 
     Args:
-        subject: A classifier.
+        model: A classifier.
         images: Normalised, ``(N, C, H, W)``.
         target: Number of the class.
     """
     with torch.inference_mode():
-        probabilities = subject.model(images).softmax(-1)
+        probabilities = model.network(images).softmax(-1)
     classes = probabilities.argmax(-1) if target is None else torch.full((len(images),), target)
-    maps = grad_cam(subject.model, class_layer(subject.model, images), images, classes)
-    names = subject.class_names()
+    maps = grad_cam(model.network, class_layer(model.network, images), images, classes)
     titles = [
-        f"{names[index]}, {100 * row[index]:.0f}\xa0%"
+        f"{short(model.class_names[index])}, {100 * row[index]:.0f}\xa0%"
         for index, row in zip(classes.tolist(), probabilities, strict=True)
     ]
-    return Evidence(subject.displayed(images), maps, titles)
+    return Evidence(displayed(model, images), maps, titles)
 
 
 def draw(found: Mapping[str, Analysis]) -> dict[str, Figure]:
@@ -212,11 +210,10 @@ def draw(found: Mapping[str, Analysis]) -> dict[str, Figure]:
 
 def _document(found: Analysis) -> dict[str, Any]:
     """What ``results.json`` says of one model."""
-    channels, height, width = found.subject.input_size
     return {
-        "model": found.subject.name,
-        "weights": found.subject.weights,
-        "input_size": [channels, height, width],
+        "model": found.model.name,
+        "weights": found.model.weights,
+        "input_size": list(found.model.config["input_size"]),
         "blocks": [
             {
                 "layer": layer.name,

@@ -1,11 +1,109 @@
-"""timm's models as backbones of detectors and segmenters."""
+"""timm's models, made with checks: as classifiers, and as backbones of detectors and segmenters."""
 
+import difflib
+import warnings
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from timm.models import is_model_in_modules
+from torch import Tensor
 
-from iformer.models import saved
+from iformer.common.ranges import ShareBelowOne, require
+from iformer.models import config, released
+
+
+def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
+    """Make a model of timm's registry.
+
+    Args:
+        name: The model's name.
+        pretrained: True for the released weights; or a file of a classifier's weights, or a saved classifier, that is
+            its folder or ``hf-hub:USER/NAME``. Position embeddings are resized to the model's. A classifier of another
+            number of classes than the file's begins anew, with a warning.
+        arguments: Arguments of ``timm.create_model``.
+
+    Raises:
+        ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
+        OSError: The weights cannot be read.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise ValueError(f"model: timm has no {name}{f', did you mean {near[0]}?' if near else ''}")
+    for rate in RATES & arguments.keys():
+        require(rate, arguments[rate], ShareBelowOne | None)
+    if isinstance(pretrained, str):
+        arguments = {**arguments, "pretrained_cfg_overlay": _weights(name, pretrained, arguments)}
+    try:
+        return timm.create_model(name, pretrained=bool(pretrained), **arguments)
+    except (RuntimeError, TypeError, KeyError, AssertionError, IndexError) as error:
+        arguments.pop("pretrained_cfg_overlay", None)
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name} with {arguments}: {message}") from error
+    except OSError as error:
+        if pretrained is not True:
+            raise
+        raise OSError(
+            f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); "
+            "give the path of a local copy for `pretrained`"
+        ) from error
+
+
+RATES = {"drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate"}
+"""Arguments of timm's models that are probabilities; most models take any number for one."""
+
+OF_FEATURES = ("features_only", "out_indices", "output_stride", "feature_cls")
+"""Arguments of ``timm.create_model`` that make a feature extractor of a classifier."""
+
+
+def _weights(name: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what timm is to know of a file of weights, or of a saved classifier, for ``create_model``.
+
+    timm passes over missing tensors where it loads a part of a file, for a feature extractor or another number of
+    classes. So the whole classifier of the file is made first, strictly, and the part is taken from it.
+
+    Raises:
+        ValueError: The weights are not those of the model.
+        OSError: They cannot be read.
+    """
+    file = Path(path)
+    if path.startswith(config.HUB) or (file / "config.json").is_file():
+        folder, settings = config.find(path)
+        if settings["task"] != "classification":
+            raise ValueError(f"{path}: a model for {settings['task']}, expected a classifier")
+        file = folder / "model.safetensors"
+    elif file.is_dir():
+        file = file / "model.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file (weights to begin from)")
+    state_dict = released.load(file)
+    classes = _classes(name, state_dict)
+    overlay = {"file": str(file), "num_classes": classes}
+    wanted, features = arguments.get("num_classes", classes), bool(arguments.get("features_only"))
+    if features or wanted != classes:
+        whole = {key: value for key, value in arguments.items() if key not in OF_FEATURES} | {"num_classes": classes}
+        try:
+            with torch.random.fork_rng(devices=()):  # the model itself shall begin as without this one
+                timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **whole)
+        except RuntimeError as error:
+            lacking = [key for key in timm.create_model(name, **whole).state_dict() if key not in state_dict]
+            reason = f"it lacks {len(lacking)} of its tensors, {lacking[0]} first" if lacking else str(error)
+            raise ValueError(f"{path}: not a checkpoint of {name}: {' '.join(reason.split())[:300]}") from error
+    if not features and wanted not in (0, classes):
+        has = f"a classifier of {classes} classes" if classes else "no classifier"
+        warnings.warn(f"{path}: has {has}, so that the one of {wanted} begins anew", stacklevel=3)
+    return overlay
+
+
+def _classes(name: str, state_dict: dict[str, Tensor]) -> int:
+    """Return the number of classes of a file's classifier, whatever it is called there; 0 where there is none."""
+    names = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
+    for module in (*([names] if isinstance(names, str) else names), "head", "head.fc", "fc", "classifier"):
+        if f"{module}.weight" in state_dict:
+            return len(state_dict[f"{module}.weight"])
+    return 0
+
 
 # timm's models that hold to one image size, but need not.
 _SIZED = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
@@ -16,12 +114,12 @@ def feature_maps(name: str, pretrained: bool | str, **arguments: Any) -> Any:
 
     Args:
         name: timm's.
-        pretrained: See :func:`iformer.models.saved.create`.
+        pretrained: See :func:`create`.
         arguments: Of the model and of timm's ``features_only``.
     """
     if is_model_in_modules(name, _SIZED):
         arguments = {"strict_img_size": False, **arguments}
-    return saved.create(name, pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **arguments)
+    return create(name, pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **arguments)
 
 
 def refusal(features: Any, height: int, width: int) -> str:

@@ -53,18 +53,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class _Builder(BaseModel):
-    """Arguments of a function that builds a network; those that are not listed are the backbone's."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Plain]
-
-    @model_validator(mode="after")
-    def _check_others(self) -> "_Builder":
-        _building_only(self.__pydantic_extra__)
-        return self
-
-
 class Preprocessing(BaseModel):
     """What is taken of timm's ``pretrained_cfg``."""
 
@@ -97,12 +85,13 @@ class ClassifierConfig(BaseModel):
     pretrained_cfg: Preprocessing
 
 
-class SegmenterNetwork(_Builder):
+class SegmenterNetwork(_Strict):
     """Arguments of :func:`iformer.segmentation.model.build`."""
 
     architecture: Literal["semantic_fpn", "upernet"]
     backbone: Model
     num_classes: Annotated[int, Field(ge=1, le=255)]
+    backbone_args: Arguments = {}
     neck_channels: Width = 256
     head_channels: Width = 128
     channels: Width = 512
@@ -123,9 +112,13 @@ class SegmenterConfig(_Strict):
     flip_test: bool = False
 
 
-class DetectorNetwork(_Builder):
-    """Arguments of :func:`iformer.detection.model.mask_rcnn`."""
+class DetectorNetwork(BaseModel):
+    """Arguments of :func:`iformer.detection.model.build`; those that are not listed are torchvision's Mask R-CNN's."""
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Plain]
+
+    architecture: Literal["mask_rcnn"]
     backbone: Model
     num_classes: Annotated[int, Field(ge=1, le=100_000)]
     backbone_args: Arguments = {}
@@ -134,18 +127,23 @@ class DetectorNetwork(_Builder):
     min_size: Side | list[Side] = 800
     max_size: Side = 1333
 
+    @model_validator(mode="after")
+    def _check_others(self) -> "DetectorNetwork":
+        _building_only(self.__pydantic_extra__)
+        return self
+
 
 class DetectorConfig(_Strict):
     """A detector: its network, and what its classes are called and numbered in COCO's files."""
 
     task: Literal["detection"]
-    model: DetectorNetwork
+    network: DetectorNetwork
     class_names: Names
     category_ids: list[int]
 
     @model_validator(mode="after")
     def _check_classes(self) -> "DetectorConfig":
-        counts = {self.model.num_classes, len(self.class_names), len(self.category_ids)}
+        counts = {self.network.num_classes, len(self.class_names), len(self.category_ids)}
         if len(counts) > 1:
             raise ValueError("num_classes, class_names and category_ids differ in number")
         return self
@@ -158,13 +156,66 @@ SCHEMAS: dict[str, type[BaseModel]] = {
 }
 
 
+HUB = "hf-hub:"
+"""What stands before the name of a repository of the Hugging Face Hub, as in timm."""
+
+FILES = ("config.json", "model.safetensors")
+"""The files of a saved model."""
+
+
+def find(reference: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a saved model and what its ``config.json`` says.
+
+    Args:
+        reference: The folder, or one of the two files in it; or ``hf-hub:USER/NAME``, which is fetched from the Hugging
+            Face Hub, or taken from its cache.
+
+    Returns:
+        The folder, and its configuration in today's form, with the ``task``.
+
+    Raises:
+        FileNotFoundError: A file of the folder is missing.
+        OSError: The Hub could not be reached.
+        ValueError: ``reference`` is another kind of file, or ``config.json`` holds what no saved network has.
+    """
+    path = _fetched(str(reference)[len(HUB) :]) if str(reference).startswith(HUB) else Path(reference)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.is_file() and path.name not in FILES:
+        raise ValueError(f"{path}: expected the folder of a saved model, or its config.json or model.safetensors")
+    folder = path if path.is_dir() else path.parent
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name}: no such file (a saved model is a folder with config.json and model.safetensors)"
+            )
+    return folder, read(folder / "config.json")
+
+
+def _fetched(repository: str) -> Path:
+    """Return the folder of the Hub's cache that holds a repository's model, fetched if it is not there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(FILES)))
+    except HFValidationError as error:
+        raise ValueError(f"{HUB}{repository}: expected {HUB}USER/NAME") from error
+    except Exception as error:  # of any kind: httpx, the Hub's own, the operating system's
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OSError(f"{HUB}{repository}: could not be fetched ({reason}); give a local copy's folder") from error
+
+
 def checkable(text: str) -> str:
     """Return JSON without the bytes of names that are no text, which pydantic takes for damage."""
     return re.sub(r"\\ud[89a-f][0-9a-f]{2}", "?", text, flags=re.IGNORECASE)
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Read and check a ``config.json``; ``task`` is ``classification`` where it says none.
+    """Read and check a ``config.json``.
+
+    Returns:
+        What it says, with today's keys; ``task`` is ``classification`` where it states none.
 
     Raises:
         ValueError: It is not JSON, or a key or value in it is none that a saved network has; names the first.
@@ -177,10 +228,27 @@ def read(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not a saved network's, it is no JSON object ({error})") from error
     if config["task"] not in SCHEMAS:
         raise ValueError(f"{file}: task is {config['task']!r}, expected one of {', '.join(SCHEMAS)}")
+    config = _with_todays_keys(config)
     try:
-        SCHEMAS[config["task"]].model_validate_json(checkable(text), strict=True)
+        SCHEMAS[config["task"]].model_validate_json(checkable(json.dumps(config)), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() or isinstance(part, int))
         raise ValueError(f"{file}: {f'{where}: ' if where else ''}{in_words(first['msg'])}") from error
+    return config
+
+
+def _with_todays_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the keys of today, where an earlier version wrote it.
+
+    A detector's network was its ``model``, and a segmenter's had the backbone's arguments among its own.
+    """
+    if config["task"] == "detection" and isinstance(config.get("model"), dict):
+        config["network"] = {"architecture": "mask_rcnn", **config.pop("model")}
+    network = config.get("network")
+    if config["task"] == "segmentation" and isinstance(network, dict):
+        others = {key: network[key] for key in network if key not in SegmenterNetwork.model_fields}
+        if others:
+            own = {key: network[key] for key in network if key not in others}
+            config["network"] = {**own, "backbone_args": {**others, **own.get("backbone_args", {})}}
     return config

@@ -7,9 +7,12 @@ import pickle
 import re
 from pathlib import Path
 
+import timm
+from safetensors.torch import save_file
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from iformer.common.files import replaced
 from iformer.models.inception_transformer import resize_pos_embed
 
 # Released name -> ours, applied in order. The released blocks of stage N are blocksN, its position embedding
@@ -126,3 +129,71 @@ def load(path: str | Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise ValueError(f"{path}: not a state dict, {key!r} is of type {type(value).__name__}, expected a tensor")
     return without_trainer(state_dict)
+
+
+def convert_official(source: str | Path, target: str | Path, model: str = "") -> tuple[str, str]:
+    """Rewrite a checkpoint of the authors' release as safetensors with our names.
+
+    timm loads the result with ``pretrained_cfg_overlay=dict(file=target)``.
+
+    Args:
+        source: The released file.
+        target: The file to write.
+        model: The preset that it is of. The weights for 224 and for 384 pixels have the same names and shapes, so that
+            by default the name of the file decides between them.
+
+    Returns:
+        The preset, and what decided for it.
+
+    Raises:
+        FileNotFoundError: There is no ``source``.
+        ValueError: ``source`` is not a released checkpoint, or it is not clear of which preset; or ``target`` does not
+            end in ``.safetensors``.
+        OSError: ``target`` could not be written.
+    """
+    source, target = Path(source), Path(target)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"{target}: the file to write must end in .safetensors")
+    state_dict = load(source)
+    if not is_official(state_dict):
+        raise ValueError(
+            f"{source}: not a checkpoint of the iFormer release (its first key is {next(iter(state_dict))})"
+        )
+    state_dict = {key: value.contiguous() for key, value in convert(state_dict).items()}
+    preset, reason = preset_of(state_dict, source, model)
+    with replaced(target.parent, named=target) as temporary:
+        save_file(state_dict, temporary / target.name, metadata={"format": "pt", "architecture": preset})
+    return preset, reason
+
+
+def preset_of(state_dict: dict[str, Tensor], source: Path, model: str) -> tuple[str, str]:
+    """Return the preset of released weights, and what decides for it: ``model``, the shapes, or the file's name."""
+    shapes = _shapes(state_dict)
+    fitting = {
+        name.partition(".")[0]: name
+        for name in timm.list_models("iformer_*", module="presets", pretrained=True)
+        if _shapes(timm.create_model(name, device="meta").state_dict()) == shapes
+    }
+    if not fitting:
+        raise ValueError(f"{source}: its tensors fit none of the models that the authors released")
+    names = " and ".join(fitting)
+    if model:
+        if model.partition(".")[0] not in fitting:
+            raise ValueError(f"{source}: its tensors fit {names}, not {model}")
+        return fitting[model.partition(".")[0]], "which was asked for"
+    at_384 = [name for name in fitting if name.endswith("_384")]
+    at_224 = [name for name in fitting if name not in at_384]
+    grid = state_dict["stages.0.pos_embed"].shape[0]
+    if grid == 384 // 4:
+        return fitting[at_384[0]], f"because its position embeddings have the grid of 384 pixels, {grid}x{grid}"
+    if "384" in source.stem:
+        return fitting[at_384[0]], f"because the file is called {source.name}; its tensors fit {names}"
+    if "224" in source.stem or at_224[0] in source.stem:
+        return fitting[at_224[0]], f"because the file is called {source.name}; its tensors fit {names}"
+    raise ValueError(f"{source}: its tensors fit {names} alike, and its name does not tell; say which with --model")
+
+
+def _shapes(state_dict: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors; of position embeddings the channels only, as their grid is resized."""
+    shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
+    return {key: shape[-1:] if key.endswith("pos_embed") else shape for key, shape in shapes.items()}

@@ -1,117 +1,33 @@
-"""Checkpoints of this project: a folder with ``config.json`` and ``model.safetensors``, as on the Hugging Face Hub.
+"""Saved models, and which model is meant by a name, a folder, a file or a place on the Hub: :func:`resolve`.
 
-A classifier's folder is all that timm needs: ``timm.create_model("local-dir:FOLDER", pretrained=True)``. Those of
-detectors and segmenters name their task in ``config.json``, and what builds them.
+A saved model is a folder with ``config.json`` and ``model.safetensors``, as on the Hugging Face Hub. A classifier's is
+all that timm needs: ``timm.create_model("local-dir:FOLDER", pretrained=True)``. Those of detectors and segmenters state
+their task in ``config.json``, and the arguments that build the network.
 """
 
+import contextlib
 import copy
 import difflib
 import json
-import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_input_data_config
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from iformer.common.files import replaced
-from iformer.common.ranges import ShareBelowOne, require
 from iformer.models import config, released
+from iformer.models.backbone import create
 from iformer.models.inception_transformer import InceptionTransformer
-
-
-def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
-    """Make a model of timm's registry.
-
-    Args:
-        name: The model's name.
-        pretrained: True for the released weights, or a file of a classifier's weights, or the folder of a run that
-            trained one. Position embeddings are resized to the model's. A classifier of another number of classes than
-            the file's begins anew, with a warning.
-        arguments: Arguments of ``timm.create_model``.
-
-    Raises:
-        ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
-        OSError: The weights cannot be read.
-    """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        raise ValueError(f"model: timm has no {name}{f', did you mean {near[0]}?' if near else ''}")
-    for rate in RATES & arguments.keys():
-        require(rate, arguments[rate], ShareBelowOne | None)
-    if isinstance(pretrained, str):
-        arguments = {**arguments, "pretrained_cfg_overlay": _weights(name, Path(pretrained), arguments)}
-    try:
-        return timm.create_model(name, pretrained=bool(pretrained), **arguments)
-    except (RuntimeError, TypeError, KeyError, AssertionError, IndexError) as error:
-        arguments.pop("pretrained_cfg_overlay", None)
-        message = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name} with {arguments}: {message}") from error
-    except OSError as error:
-        if pretrained is not True:
-            raise
-        raise OSError(
-            f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); "
-            "give the path of a local copy for `pretrained`"
-        ) from error
-
-
-RATES = {"drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate"}
-"""Arguments of timm's models that are probabilities; most models take any number for one."""
-
-OF_FEATURES = ("features_only", "out_indices", "output_stride", "feature_cls")
-"""Arguments of ``timm.create_model`` that make a feature extractor of a classifier."""
-
-
-def _weights(name: str, path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return what timm is to know of a file of weights, or of the folder of a run, for ``create_model``.
-
-    timm passes over missing tensors where it loads a part of a file, for a feature extractor or another number of
-    classes. So the whole classifier of the file is made first, strictly, and the part is taken from it.
-
-    Raises:
-        ValueError: The weights are not those of the model.
-        OSError: They cannot be read.
-    """
-    file = path
-    if path.is_dir():
-        file = path / "model.safetensors"
-        if (path / "config.json").is_file() and (task := find(path)[1]["task"]) != "classification":
-            raise ValueError(f"{path}: a checkpoint for {task}, expected a classifier's")
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file (weights to begin from)")
-    state_dict = released.load(file)
-    classes = _classes(name, state_dict)
-    overlay = {"file": str(file), "num_classes": classes}
-    wanted, features = arguments.get("num_classes", classes), bool(arguments.get("features_only"))
-    if features or wanted != classes:
-        whole = {key: value for key, value in arguments.items() if key not in OF_FEATURES} | {"num_classes": classes}
-        try:
-            with torch.random.fork_rng(devices=()):  # the model itself shall begin as without this one
-                timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **whole)
-        except RuntimeError as error:
-            lacking = [key for key in timm.create_model(name, **whole).state_dict() if key not in state_dict]
-            reason = f"it lacks {len(lacking)} of its tensors, {lacking[0]} first" if lacking else str(error)
-            raise ValueError(f"{path}: not a checkpoint of {name}: {' '.join(reason.split())[:300]}") from error
-    if not features and wanted not in (0, classes):
-        has = f"a classifier of {classes} classes" if classes else "no classifier"
-        warnings.warn(f"{path}: has {has}, so that the one of {wanted} begins anew", stacklevel=3)
-    return overlay
-
-
-def _classes(name: str, state_dict: dict[str, Tensor]) -> int:
-    """Return the number of classes of a file's classifier, whatever it is called there; 0 where there is none."""
-    names = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
-    for module in (*([names] if isinstance(names, str) else names), "head", "head.fc", "fc", "classifier"):
-        if f"{module}.weight" in state_dict:
-            return len(state_dict[f"{module}.weight"])
-    return 0
-
 
 OF_THE_RELEASE = ("tag", "license", "origin_url", "notes")
 """What timm's configuration says about the released weights, and not about those that someone has trained."""
@@ -158,51 +74,148 @@ def save_assembled(model: nn.Module, folder: str | Path, task: str, settings: di
         (temporary / "config.json").write_text(json.dumps({"task": task, **settings}, indent=2))
 
 
-def find(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of a checkpoint and what its ``config.json`` says; ``task`` is ``classification`` if it does not.
+@dataclass(frozen=True)
+class Model:
+    """A model and all that its users need to know of it.
+
+    Attributes:
+        name: ``iformer_small`` for a classifier, ``semantic_fpn_iformer_small`` for a network around a backbone.
+        task: ``classification``, ``detection`` or ``segmentation``.
+        network: The network, in evaluation mode.
+        class_names: The names of its classes, in the order of its outputs.
+        config: How images are to be prepared. For a classifier ``input_size`` (channels, height, width), ``mean``,
+            ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` as timm has them; else what ``config.json`` says.
+        weights: Where its weights come from: ``released``, a seed, a file or a folder.
+    """
+
+    name: str
+    task: str
+    network: Any
+    class_names: tuple[str, ...]
+    config: dict[str, Any]
+    weights: str
+
+    @property
+    def channels(self) -> int:
+        """The channels of its images: 3 for RGB, 1 for greyscale."""
+        return self.config["input_size"][0] if "input_size" in self.config else 3
+
+    @cached_property
+    def prepare(self) -> Any:
+        """The function that makes ``(C, H, W)`` of an image, of a model whose images have one size."""
+        keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+        return create_transform(**{key: self.config[key] for key in keys}, is_training=False)
+
+
+def resolve(reference: str | Path, weights: str | Path = "", seed: int = 0) -> Model:
+    """Return the model that a user means, ready to be used: the one place that knows what may stand for a model.
 
     Args:
-        path: The folder, or one of the two files in it.
+        reference: The folder of a saved model of any task, such as a run's, or one of the files in it; the name of a
+            model of timm, which a saved model's folder of that name goes before; ``hf-hub:USER/NAME``; or a file of
+            weights that tells whose they are, one of the authors' release or one that ``iformer convert`` wrote.
+        weights: The weights of a model that is given by its name: ``released``, which is the default; ``random``; a
+            file; or a saved model. A saved model has its own, or ``random`` ones.
+        seed: The seed of random weights.
 
     Raises:
-        FileNotFoundError: A file of the checkpoint is missing.
-        ValueError: ``path`` is another kind of file, or ``config.json`` holds what no saved network has.
+        ValueError: There is no such model, or the weights are not its own.
+        OSError: A file is missing or cannot be read, or weights could not be fetched.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    if path.is_file() and path.name not in ("config.json", "model.safetensors"):
-        raise ValueError(f"{path}: expected the folder of a checkpoint, or its config.json or model.safetensors")
-    folder = path if path.is_dir() else path.parent
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name}: no such file (a checkpoint is config.json and model.safetensors)"
-            )
-    return folder, config.read(folder / "config.json")
+    reference, weights = str(reference), str(weights)
+    if not reference:
+        reference, weights = weights, ""
+    if is_saved(reference):
+        if weights not in ("", "random"):
+            raise ValueError(f"{weights}: {reference} has weights of its own; give a model's name, or no weights")
+        return _saved(reference, weights != "random", seed)
+    if not timm.is_model(reference):
+        file = Path(reference)
+        if not file.is_file():
+            near = difflib.get_close_matches(reference, timm.list_models(), n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise FileNotFoundError(f"{reference}: no such file or folder, and no model of timm{hint}")
+        if weights:
+            raise ValueError(f"{weights}: {reference} is a file of weights itself; give a model's name, or no weights")
+        return resolve(_model_of(file), file)
+    if weights not in ("", "random", "released") and is_saved(weights):
+        model = _saved(weights, True, seed)
+        if reference.partition(".")[0] != model.name:
+            raise ValueError(f"{weights}: a saved {model.name}, expected one of {reference}")
+        return model
+    weights = weights or "released"
+    if weights == "released" and not timm.is_model_pretrained(reference):
+        raise ValueError(f"{reference}: was never released with weights; give a file of weights, or random")
+    torch.manual_seed(seed)
+    network = create(reference, {"released": True, "random": False}.get(weights, weights))
+    return of_classifier(network, f"fresh, seed {seed}" if weights == "random" else weights)
 
 
-def load(path: str | Path, pretrained: bool = True) -> nn.Module:
-    """Read a classifier for inference.
+def of_classifier(network: Any, weights: str = "") -> Model:
+    """Return a classifier of timm as a :class:`Model`, with the preprocessing and the classes that it states."""
+    names = network.pretrained_cfg.get("label_names")
+    if not names and (subset := infer_imagenet_subset(network)):
+        info = ImageNetInfo(subset)
+        names = [info.index_to_description(index) for index in range(info.num_classes())]
+    names = names or [f"class {index}" for index in range(network.num_classes)]
+    name = network.pretrained_cfg.get("architecture", type(network).__name__)
+    data_config = resolve_input_data_config(network)
+    return Model(name, "classification", network.eval(), tuple(names), data_config, weights)
 
-    Args:
-        path: Its folder, or one of the two files in it.
-        pretrained: With its weights; without, the same network before it was trained.
+
+def is_saved(reference: str) -> bool:
+    """Whether a model's folder is meant, rather than a model of timm or a file of weights."""
+    if not reference:
+        return False
+    path = Path(reference)
+    if path.is_file():
+        return path.name == "config.json" or (path.name in config.FILES and (path.parent / "config.json").is_file())
+    has_one = any((path / name).is_file() for name in config.FILES)
+    return reference.startswith(config.HUB) or has_one or (path.is_dir() and not timm.is_model(reference))
+
+
+def _saved(reference: str, trained: bool, seed: int) -> Model:
+    """Read a saved model; with fresh weights if it is not to be the ``trained`` one."""
+    folder, settings = config.find(reference)
+    weights = reference if trained else f"fresh, seed {seed}"
+    torch.manual_seed(seed)
+    if settings["task"] == "classification":
+        return of_classifier(_classifier(folder, settings, trained), weights)
+    # A saved model names its task as a recipe names its class: its wing knows how to build it.
+    try:
+        network = import_module(f"iformer.{settings['task']}.model").build(**settings["network"])
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    if trained:
+        _load_state_dict(network, _load_file(folder), folder)
+    name = f"{settings['network']['architecture']}_{settings['network']['backbone']}"
+    return Model(name, settings["task"], network.eval(), tuple(settings["class_names"]), settings, weights)
+
+
+def _model_of(file: Path) -> str:
+    """Return the model whose weights a file holds.
 
     Raises:
-        FileNotFoundError: A file of the checkpoint is missing.
-        ValueError: The files do not belong together, or are damaged.
+        ValueError: The file does not tell.
     """
-    folder, settings = find(path)
-    if settings["task"] != "classification":
-        raise ValueError(f"{folder}: a checkpoint for {settings['task']}, expected a classifier")
+    if file.suffix == ".safetensors":
+        with contextlib.suppress(SafetensorError), safe_open(file, "pt") as opened:
+            if name := (opened.metadata() or {}).get("architecture"):
+                return name
+    state_dict = released.load(file)
+    if released.is_official(state_dict):
+        return released.preset_of(released.convert(state_dict), file, "")[0]
+    raise ValueError(f"{file}: does not tell of which model; give the model's name, and this file as its weights")
+
+
+def _classifier(folder: Path, settings: dict[str, Any], trained: bool) -> Any:
     checked = config.ClassifierConfig.model_validate_json(config.checkable(json.dumps(settings)))
     arguments: dict[str, Any] = {"num_classes": checked.num_classes, **checked.model_args}
     about = {**checked.pretrained_cfg.model_dump(mode="json", exclude_none=True), "num_classes": checked.num_classes}
     if settings.get("label_names"):
-        about["label_names"] = settings["label_names"]
+        about["label_names"] = list(settings["label_names"])
     model = create(checked.architecture, pretrained_cfg=about, **arguments)
-    if pretrained:
+    if trained:
         state_dict = _load_file(folder)
         embedding = state_dict.get("stages.0.pos_embed")
         if isinstance(model, InceptionTransformer) and embedding is not None and embedding.ndim == 3:
@@ -211,7 +224,7 @@ def load(path: str | Path, pretrained: bool = True) -> nn.Module:
             if embedding.shape != model.stages[0].pos_embed.shape:
                 model.set_input_size((height, width))
         _load_state_dict(model, state_dict, folder)
-    return model.eval()
+    return model
 
 
 def _load_file(folder: Path) -> dict[str, Tensor]:
@@ -227,81 +240,3 @@ def _load_state_dict(model: nn.Module, state_dict: dict[str, Tensor], folder: Pa
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder}: weights and config.json do not fit ({reason})") from error
-
-
-def load_assembled(model: nn.Module, folder: Path) -> nn.Module:
-    """Read the weights that :func:`save_assembled` has written into ``model``, and put it into evaluation mode.
-
-    Raises:
-        ValueError: They do not fit, or the file is damaged.
-    """
-    _load_state_dict(model, _load_file(folder), folder)
-    return model.eval()
-
-
-def convert_official(source: str | Path, target: str | Path, model: str = "") -> tuple[str, str]:
-    """Rewrite a checkpoint of the authors' release as safetensors with our names.
-
-    timm loads the result with ``pretrained_cfg_overlay=dict(file=target)``.
-
-    Args:
-        source: The released file.
-        target: The file to write.
-        model: The preset that it is of. The weights for 224 and for 384 pixels have the same names and shapes, so that
-            by default the name of the file decides between them.
-
-    Returns:
-        The preset, and what decided for it.
-
-    Raises:
-        FileNotFoundError: There is no ``source``.
-        ValueError: ``source`` is not a released checkpoint, or it is not clear of which preset; or ``target`` does not
-            end in ``.safetensors``.
-        OSError: ``target`` could not be written.
-    """
-    source, target = Path(source), Path(target)
-    if target.suffix != ".safetensors":
-        raise ValueError(f"{target}: the file to write must end in .safetensors")
-    state_dict = released.load(source)
-    if not released.is_official(state_dict):
-        raise ValueError(
-            f"{source}: not a checkpoint of the iFormer release (its first key is {next(iter(state_dict))})"
-        )
-    state_dict = {key: value.contiguous() for key, value in released.convert(state_dict).items()}
-    preset, reason = _preset_of(state_dict, source, model)
-    with replaced(target.parent, named=target) as temporary:
-        save_file(state_dict, temporary / target.name, metadata={"format": "pt", "architecture": preset})
-    return preset, reason
-
-
-def _preset_of(state_dict: dict[str, Tensor], source: Path, model: str) -> tuple[str, str]:
-    """Return the preset of released weights, and what decides for it: ``model``, the shapes, or the file's name."""
-    shapes = _shapes(state_dict)
-    fitting = {
-        name.partition(".")[0]: name
-        for name in timm.list_models("iformer_*", module="presets", pretrained=True)
-        if _shapes(timm.create_model(name, device="meta").state_dict()) == shapes
-    }
-    if not fitting:
-        raise ValueError(f"{source}: its tensors fit none of the models that the authors released")
-    names = " and ".join(fitting)
-    if model:
-        if model.partition(".")[0] not in fitting:
-            raise ValueError(f"{source}: its tensors fit {names}, not {model}")
-        return fitting[model.partition(".")[0]], "which was asked for"
-    at_384 = [name for name in fitting if name.endswith("_384")]
-    at_224 = [name for name in fitting if name not in at_384]
-    grid = state_dict["stages.0.pos_embed"].shape[0]
-    if grid == 384 // 4:
-        return fitting[at_384[0]], f"because its position embeddings have the grid of 384 pixels, {grid}x{grid}"
-    if "384" in source.stem:
-        return fitting[at_384[0]], f"because the file is called {source.name}; its tensors fit {names}"
-    if "224" in source.stem or at_224[0] in source.stem:
-        return fitting[at_224[0]], f"because the file is called {source.name}; its tensors fit {names}"
-    raise ValueError(f"{source}: its tensors fit {names} alike, and its name does not tell; say which with --model")
-
-
-def _shapes(state_dict: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a model's tensors; of position embeddings the channels only, as their grid is resized."""
-    shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
-    return {key: shape[-1:] if key.endswith("pos_embed") else shape for key, shape in shapes.items()}

@@ -1,9 +1,10 @@
 """Segmentation networks over the feature maps of any timm model: Semantic FPN, and UPerNet."""
 
+import inspect
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -106,26 +107,26 @@ def semantic_fpn(
     backbone: str = "iformer_small",
     num_classes: int = 150,
     pretrained_backbone: bool | str = False,
+    backbone_args: dict[str, Any] | None = None,
     neck_channels: int = 256,
     head_channels: int = 128,
-    **backbone_args: Any,
 ) -> Segmenter:
-    """Semantic FPN, as in Table 4 of the paper.
+    """Return Semantic FPN, as in Table 4 of the paper.
 
     Args:
         backbone: A timm model for images of any size with four feature maps or more, each of half the size of the one
             before it; the coarsest four are used.
-        num_classes: Channels of the logits.
-        pretrained_backbone: See :func:`iformer.models.saved.create`.
-        neck_channels: Of the feature pyramid.
-        head_channels: Of the head.
-        backbone_args: Of ``timm.create_model``, such as ``drop_path_rate``.
+        num_classes: The channels of the logits.
+        pretrained_backbone: The backbone's weights, see :func:`iformer.models.backbone.create`.
+        backbone_args: Arguments of ``timm.create_model``, such as ``drop_path_rate``.
+        neck_channels: The channels of the feature pyramid.
+        head_channels: The channels of the head.
 
     Raises:
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
         OSError: The weights cannot be read.
     """
-    features = _features(backbone, pretrained_backbone, backbone_args)
+    features = _features(backbone, pretrained_backbone, backbone_args or {})
     channels = features.feature_info.channels()
     return Segmenter(features, SemanticFPNDecoder(channels, num_classes, neck_channels, head_channels))
 
@@ -134,28 +135,49 @@ def upernet(
     backbone: str = "iformer_small",
     num_classes: int = 150,
     pretrained_backbone: bool | str = False,
+    backbone_args: dict[str, Any] | None = None,
     channels: int = 512,
-    **backbone_args: Any,
 ) -> Segmenter:
-    """UPerNet; the arguments are those of :func:`semantic_fpn`, and the decoder's ``channels``.
+    """Return UPerNet; the arguments are those of :func:`semantic_fpn`, and the decoder's ``channels``.
 
     Raises:
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
         OSError: The weights cannot be read.
     """
-    features = _features(backbone, pretrained_backbone, backbone_args)
+    features = _features(backbone, pretrained_backbone, backbone_args or {})
     return Segmenter(features, UPerNetDecoder(features.feature_info.channels(), num_classes, channels))
 
 
+ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {"semantic_fpn": semantic_fpn, "upernet": upernet}
+
+
+def nested(network: dict[str, Any]) -> dict[str, Any]:
+    """Return a network's arguments with those of the backbone in ``backbone_args``.
+
+    Recipes and saved models of earlier versions have them among the others.
+    """
+    own = {"architecture", *inspect.signature(_architecture(network["architecture"])).parameters}
+    others = {name: value for name, value in network.items() if name not in own}
+    if not others:
+        return network
+    rest = {name: value for name, value in network.items() if name in own}
+    return {**rest, "backbone_args": {**others, **(rest.get("backbone_args") or {})}}
+
+
 def build(architecture: Architecture, **arguments: Any) -> Segmenter:
-    """:func:`semantic_fpn` or :func:`upernet`, by name.
+    """Return :func:`semantic_fpn` or :func:`upernet`, by its name.
 
     Raises:
         ValueError: There is no such architecture, or an argument is wrong.
     """
-    if architecture not in get_args(Architecture):
-        raise ValueError(f"architecture is {architecture!r}, expected {' or '.join(get_args(Architecture))}")
-    return semantic_fpn(**arguments) if architecture == "semantic_fpn" else upernet(**arguments)
+    arguments = nested({"architecture": architecture, **arguments})
+    return _architecture(arguments.pop("architecture"))(**arguments)
+
+
+def _architecture(name: str) -> Callable[..., Segmenter]:
+    if name not in ARCHITECTURES:
+        raise ValueError(f"architecture is {name!r}, expected {' or '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
 
 
 def _features(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Prediction for image files: the overlay, the label map, and each class's share of the pixels."""
+"""Prediction with a segmenter: an overlay, a label map, and each class's share of the pixels."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,79 +7,70 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torchvision import tv_tensors
 
-from iformer.common.files import distinct_stems
-from iformer.common.images import read_image
-from iformer.common.terminal import ITEM_ERRORS, item_error
-from iformer.models import saved
+from iformer.common.files import DistinctStems
+from iformer.models.prediction import Options
+from iformer.models.saved import Model
 from iformer.segmentation import inference, pictures
-from iformer.segmentation.model import Segmenter, build
 from iformer.segmentation.transforms import EvaluationTransform
 
 
-def load(folder: Path, config: dict[str, Any]) -> tuple[Segmenter, EvaluationTransform]:
-    """The segmenter that a training run has exported into ``folder``, in evaluation mode, and what prepares its images.
+class Predictor:
+    """Segments images and draws the classes; see :class:`iformer.models.prediction.Predictor`.
 
-    Args:
-        folder: Of the checkpoint.
-        config: Its ``config.json``, see :func:`iformer.models.saved.find`.
+    Writes ``NAME_overlay.png`` and ``NAME_labels.png`` of each image. The label map is a palette image of the image's
+    size, upright, whose values are the classes in the order of ``class_names``.
 
-    Raises:
-        ValueError: The checkpoint is damaged.
-    """
-    model = build(**config["network"])
-    saved.load_assembled(model, folder)
-    return model, EvaluationTransform(config.get("resize"), config["mean"], config["std"])
-
-
-def segment(folder: Path, config: dict[str, Any], paths: Sequence[Path], output: Path) -> list[dict[str, Any]]:
-    """Return :func:`predictions` for all files."""
-    return list(predictions(folder, config, paths, output))
-
-
-@torch.inference_mode()
-def predictions(folder: Path, config: dict[str, Any], paths: Sequence[Path], output: Path) -> Iterator[dict[str, Any]]:
-    """Segment image files, and write ``NAME_overlay.png`` and ``NAME_labels.png`` of each into ``output``.
-
-    The label map is a palette image of the file's size, upright, whose values are the classes in the order of
-    ``class_names``. Shows its progress on standard error where there is more than one image.
-
-    Args:
-        folder: Of the checkpoint.
-        config: Its ``config.json``, see :func:`iformer.models.saved.find`.
-        paths: Image files.
-        output: Folder, made if it is not there.
-
-    Yields:
-        For each file ``{"image": ..., "overlay": ..., "labels": ..., "classes": [{"name": ..., "share": ...}, ...]}``
-        with the shares of the pixels, largest first; or ``{"image": path, "error": message}`` for a file that could not
-        be read or segmented, or whose pictures could not be written.
+    The result of an image is ``{"overlay": FILE, "labels": FILE, "classes": [{"name": ..., "share": ...}, ...]}``, the
+    class that covers most of the pixels first.
 
     Raises:
-        ValueError: The checkpoint is damaged.
-        OSError: ``output`` could not be made.
+        OSError: The output's folder could not be made.
     """
-    model, transform = load(folder, config)
-    output.mkdir(parents=True, exist_ok=True)
-    names = distinct_stems(paths)
-    pairs = zip(paths, names, strict=True)
-    for path, name in track(pairs, "Segmenting", len(paths), console=Console(stderr=True), disable=len(paths) < 2):
-        files = {"overlay": output / f"{name}_overlay.png", "labels": output / f"{name}_labels.png"}
-        try:
-            image = np.asarray(read_image(path))
-            pixels, _ = transform(tv_tensors.Image(torch.from_numpy(image.transpose(2, 0, 1).copy())))
-            logits = inference.logits(model, pixels[None], config.get("window"), config.get("flip_test", False))
-            labels = inference.labels(logits, image.shape[:2])[0].numpy().astype(np.uint8)
-            pictures.draw_overlay(image, labels, config, files["overlay"])
-            write_labels(labels, config["palette"], files["labels"])
-        except ITEM_ERRORS as error:
-            yield {"image": str(path), "error": item_error(path, error)}
-            continue
-        written = {kind: str(file) for kind, file in files.items()}
-        yield {"image": str(path), **written, "classes": _shares(labels, config["class_names"])}
+
+    doing = "Segmenting"
+    batch_size = 1
+
+    def __init__(self, model: Model, options: Options) -> None:
+        self.model, self.options, self.names = model, options, DistinctStems()
+        self.transform = EvaluationTransform(model.config.get("resize"), model.config["mean"], model.config["std"])
+        options.output.mkdir(parents=True, exist_ok=True)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Return the pixels, ``(H, W, 3)`` uint8."""
+        return np.asarray(image)
+
+    def predict(self, paths: Sequence[Path], images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """Segment images, write and return what is in them."""
+        return [self._segmented(path, image) for path, image in zip(paths, images, strict=True)]
+
+    def _segmented(self, path: Path, image: np.ndarray) -> dict[str, Any]:
+        name, config = self.names.name(path), self.model.config
+        pixels, _ = self.transform(tv_tensors.Image(torch.from_numpy(image.transpose(2, 0, 1).copy())))
+        logits = inference.logits(
+            self.model.network, pixels[None], config.get("window"), config.get("flip_test", False)
+        )
+        labels = inference.labels(logits, image.shape[:2])[0].numpy().astype(np.uint8)
+        files = {"overlay": f"{name}_overlay.png", "labels": f"{name}_labels.png"}
+        written = {kind: self.options.output / file for kind, file in files.items()}
+        pictures.draw_overlay(image, labels, config, written["overlay"])
+        write_labels(labels, config["palette"], written["labels"])
+        return {
+            **{kind: str(file) for kind, file in written.items()},
+            "classes": _shares(labels, self.model.class_names),
+        }
+
+    def document(self, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the results as they are."""
+        return list(results)
+
+    def lines(self, result: dict[str, Any]) -> Iterator[str]:
+        """Yield a line for each of the classes that cover most, and for the pictures."""
+        for entry in result["classes"][: self.options.top]:
+            yield f"{entry['share']:7.2%}  {entry['name']}"
+        for kind in ("overlay", "labels"):
+            yield f"{kind}: {result[kind]}"
 
 
 def write_labels(labels: np.ndarray, palette: Sequence[Sequence[int]], file: Path) -> None:

@@ -7,18 +7,17 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import FSDPStrategy
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from iformer.common.pages import write_csv
 from iformer.common.ranges import NotNegativeInt, Size, checked
 from iformer.models import saved
 from iformer.models.recomputation import recompute
 from iformer.segmentation import inference, metrics, pictures
-from iformer.segmentation.model import Architecture, build
+from iformer.segmentation.model import Architecture, build, nested
 from iformer.segmentation.transforms import IGNORE
 from iformer.training.optimization import AdamWCosine
-from iformer.training.task import Task
+from iformer.training.task import Task, network_config
 
 PAPER = AdamWCosine(lr=2e-4, min_lr=0.0, base_batch=16, weight_decay=1e-4, warmup_epochs=0, per="step")  # frozen
 
@@ -31,16 +30,17 @@ class SegmentationTask(Task):
 
     Args:
         backbone: A timm model's name, ``iformer_small`` say.
-        num_classes: Classes; must be as many as the data names, if it names them.
+        num_classes: The number of classes; as many as the data names.
         architecture: ``semantic_fpn`` or ``upernet``.
-        pretrained: ``true`` for the released weights of the backbone, or a file of a classifier's weights, or the
-            folder of a run that trained one.
-        model_args: Of the function in :mod:`iformer.segmentation.model`, ``drop_path_rate`` or ``neck_channels`` say.
-        optimization: Optimiser and schedule.
+        pretrained: The backbone's weights: ``true`` for the released ones, a file, or a saved classifier's folder.
+        model_args: Further arguments of the function in :mod:`iformer.segmentation.model`, such as ``neck_channels``
+            and ``backbone_args``.
+        optimization: The optimiser and its schedule.
         window: Height and width of a window that slides over images in evaluation; None takes them whole.
-        flip_test: Average with the mirrored image in evaluation. Like ``window``, ``predict`` will do it too.
+        flip_test: Average the prediction with that for the mirrored image, in evaluation. Like ``window`` it is kept
+            for ``iformer predict``.
         channels_last: Keep images and weights in the memory format that convolutions prefer.
-        pictures: Show so many images from all over the test, their labels and what was predicted, in ``pictures.png``.
+        pictures: How many images of the test to show in ``pictures.png``, with their labels and what was predicted.
 
     Raises:
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
@@ -62,37 +62,31 @@ class SegmentationTask(Task):
         pictures: NotNegativeInt = 4,
     ) -> None:
         super().__init__()
-        self.network_config = {
-            "architecture": architecture,
-            "backbone": backbone,
-            "num_classes": num_classes,
-            **(model_args or {}),
-        }
-        self.model = build(**self.network_config, pretrained_backbone=pretrained)
+        own = {"architecture": architecture, "backbone": backbone, "num_classes": num_classes}
+        self.network = nested(network_config(own, model_args))
+        self.model = build(**self.network, pretrained_backbone=pretrained)
         recompute(self.model)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         self.num_classes, self.optimization = num_classes, optimization
         self.window, self.flip_test, self.pictures = window, flip_test, pictures
         self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False)
-        self.per_class: list[dict[str, Any]] = []
         self._shown: list[tuple[Tensor, Tensor, Tensor]] = []
 
+    def build(self) -> nn.Module:
+        """Return a segmenter like ``model``, without its weights."""
+        return build(**self.network)
+
     def setup(self, stage: str) -> None:
-        """Compare the classes of data and model; group the parameters while they are whole.
+        """Compare the classes of data and model, and group the parameters while they are whole.
 
         Raises:
-            ValueError: The data's classes are not as many as the model's, or ``window`` is to be used with FSDP.
+            ValueError: The data has another number of classes, or ``window`` is to be used with FSDP.
         """
         if self.window is not None and isinstance(self.trainer.strategy, FSDPStrategy):
             # Shards are gathered in each forward pass, and the ranks' images need different numbers of windows.
             raise ValueError("model.init_args.window does not go with trainer.strategy fsdp, expected null or ddp")
-        names = self._of_data("class_names")
-        if names is not None and len(names) != self.num_classes:
-            raise ValueError(
-                f"model.init_args.num_classes is {self.num_classes}, but the data has {len(names)} classes"
-            )
-        self.parameter_groups = self.optimization.parameter_groups(self.model) if stage == "fit" else []
+        super().setup(stage)
 
     def forward(self, images: Tensor) -> Tensor:
         """``(N, 3, H, W)`` -> logits ``(N, num_classes, H, W)``."""
@@ -135,43 +129,25 @@ class SegmentationTask(Task):
     def on_test_epoch_end(self) -> None:
         """Log the scores of the whole set; write ``per_class.csv``, ``confusion.csv`` and the pictures."""
         confusion = self._finish("test")
-        if self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            names = [row["class"] for row in self.per_class]
-            write_csv(folder / "per_class.csv", [[*self.per_class[0]], *([*row.values()] for row in self.per_class)])
-            rows = zip(names, confusion.tolist(), strict=True)
-            write_csv(folder / "confusion.csv", [["true", *names], *([name, *counts] for name, counts in rows)])
-            if self._shown and (config := self._of_data("data_config")):
-                pictures.draw_grid(self._shown, config, folder / "pictures.png")
+        self.write_confusion(confusion)
+        if self.trainer.is_global_zero and self._shown and (config := self.of_data("data_config")):
+            pictures.draw_grid(self._shown, config, Path(self.trainer.default_root_dir, "pictures.png"))
         self._shown = []
 
     def _finish(self, stage: str) -> Tensor:
         """Log the scores of all ranks' images together; the same on every rank."""
         confusion = self.confusion.compute()
         self.confusion.reset()
-        names = self._of_data("class_names") or [f"class {i}" for i in range(self.num_classes)]
-        self.per_class = metrics.per_class(confusion, names)
+        self.keep_per_class(metrics.per_class(confusion, self.class_names))
         found = metrics.scores(confusion)
         for name in ("miou", "mean_accuracy", "pixel_accuracy"):
             self.log(f"{stage}_{name}", found[name], prog_bar=name == "miou")
         return confusion.cpu()
 
-    def export(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the network for ``iformer predict`` into ``folder``.
-
-        Args:
-            folder: Of the run.
-            state_dict: Of the task, where the weights in memory are only a rank's share.
-        """
-        model = self.model
-        if state_dict is not None:
-            model = build(**self.network_config)
-            prefix = "model."
-            model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
-        settings = {"network": self.network_config, "window": self.window, "flip_test": self.flip_test}
-        config = {**settings, **(self._of_data("data_config") or {})}
-        saved.save_assembled(model, folder, "segmentation", config)
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write ``model`` into ``folder`` with all that is needed to use it."""
+        settings = {"network": self.network, "window": self.window, "flip_test": self.flip_test}
+        saved.save_assembled(model, folder, "segmentation", {**settings, **(self.of_data("data_config") or {})})
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,34 +1,137 @@
-"""What the tasks share."""
+"""What the three tasks share: optimiser and schedule, the classes, the run's folder, export."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
+from iformer.common.pages import write_csv
 from iformer.training.optimization import AdamWCosine, AdamWSteps
 
 
-class Task(lightning.LightningModule):
-    """Optimiser and schedule of a task, and clipping of the gradient's norm where it is in shards too.
+def network_config(own: dict[str, Any], model_args: dict[str, Any] | None) -> dict[str, Any]:
+    """Return all arguments that build a task's network.
 
-    A task sets ``optimization`` when it is made, and ``parameter_groups`` in ``setup``, while the parameters are whole.
+    Args:
+        own: Those that are arguments of the task.
+        model_args: Further ones.
+
+    Raises:
+        ValueError: One of the task's is among the further ones.
+    """
+    further = model_args or {}
+    if double := sorted({*own, "pretrained", "pretrained_backbone"} & further.keys()):
+        raise ValueError(f"model_args: {double[0]} is an argument of the task; set it beside model_args")
+    return {**own, **further}
+
+
+class Task(lightning.LightningModule):
+    """Training and evaluation of a network; the base class of the tasks.
+
+    A task sets ``model``, ``num_classes`` and ``optimization`` when it is made, and implements :meth:`build` and
+    :meth:`save`.
     """
 
+    model: Any
+    num_classes: int
     optimization: AdamWCosine | AdamWSteps
     parameter_groups: list[dict[str, Any]]
 
-    def _of_data(self, name: str) -> Any:
-        """What the datamodule knows, None without one."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.per_class: list[dict[str, Any]] = []
+
+    def build(self) -> nn.Module:
+        """Return a network like ``model``, without its weights."""
+        raise NotImplementedError
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write ``model`` into ``folder`` as :mod:`iformer.models.saved` reads it.
+
+        Raises:
+            OSError: The files could not be written.
+        """
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Compare the classes of data and model, and group the parameters while they are whole.
+
+        Raises:
+            ValueError: The data has another number of classes than the model.
+        """
+        names = self.of_data("class_names")
+        if names is not None and len(names) != self.num_classes:
+            raise ValueError(
+                f"model.init_args.num_classes is {self.num_classes}, but the data has {len(names)} classes"
+            )
+        self.parameter_groups = self.optimization.parameter_groups(self.model) if stage == "fit" else []
+
+    def export(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the network for ``iformer predict`` and timm into ``folder``.
+
+        Args:
+            folder: The run's folder.
+            state_dict: The task's, where the weights in memory are only a rank's share.
+
+        Raises:
+            OSError: The files could not be written.
+        """
+        model = self.model
+        if state_dict is not None:
+            model = self.build()
+            prefix = "model."
+            model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
+        self.save(model, folder)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, "class 0" and so on where the data has none."""
+        names = self.of_data("class_names") or [f"class {index}" for index in range(self.num_classes)]
+        return [str(name) for name in names]
+
+    def of_data(self, name: str) -> Any:
+        """Return an attribute of the datamodule; None where there is none."""
         return getattr(getattr(self.trainer, "datamodule", None), name, None)
 
+    def keep_per_class(self, rows: list[dict[str, Any]]) -> None:
+        """Keep a row of figures for each class; outside of training, write ``per_class.csv`` into the run's folder.
+
+        Raises:
+            OSError: The table could not be written.
+        """
+        self.per_class = rows
+        if rows and self.trainer.state.fn != "fit":
+            self.write_table("per_class.csv", [[*rows[0]], *([*row.values()] for row in rows)])
+
+    def write_confusion(self, matrix: Tensor) -> None:
+        """Write a confusion matrix ``(K, K)``, true classes in its rows, as ``confusion.csv`` into the run's folder.
+
+        Raises:
+            OSError: The table could not be written.
+        """
+        names = self.class_names
+        rows = zip(names, matrix.tolist(), strict=True)
+        self.write_table("confusion.csv", [["true", *names], *([name, *counts] for name, counts in rows)])
+
+    def write_table(self, name: str, rows: list[list[Any]]) -> None:
+        """Write a CSV file into the run's folder, on the first rank.
+
+        Raises:
+            OSError: The table could not be written.
+        """
+        if self.trainer.is_global_zero:
+            write_csv(Path(self.trainer.default_root_dir, name), rows)
+
     def configure_optimizers(self) -> Any:
-        """See :mod:`iformer.training.optimization`.
+        """Return the optimiser and its schedule, see :mod:`iformer.training.optimization`.
 
         Raises:
             ValueError: The learning rate is to be scaled by a batch size that the data does not tell.
         """
-        batch_size = self._of_data("batch_size")
+        batch_size = self.of_data("batch_size")
         if batch_size is None and self.optimization.base_batch is not None:
             raise ValueError(
                 "optimization.base_batch scales the learning rate by data.batch_size, which the data lacks"
@@ -36,7 +139,7 @@ class Task(lightning.LightningModule):
         return self.optimization.configure(self.parameter_groups, self.trainer, batch_size or 0)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """See :mod:`iformer.training.optimization`."""
+        """Set the learning rate for the next step, see :mod:`iformer.training.optimization`."""
         self.optimization.update(scheduler, self.trainer)
 
     def configure_gradient_clipping(
@@ -45,7 +148,7 @@ class Task(lightning.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning does, which refuses to clip norms under FSDP because it does not know the root module."""
+        """Clip the gradient; its norm under FSDP too, where Lightning, not knowing the root module, refuses to."""
         strategy: Any = self.trainer.strategy
         if isinstance(strategy.model, FullyShardedDataParallel) and gradient_clip_algorithm != "value":
             if gradient_clip_val:

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from iformer import cli
-from iformer.classification.predict import classify
 from iformer.common.images import find_images
 from iformer.models import saved
+from iformer.models.prediction import Options, predictions, predictor
 
 
 @pytest.fixture
@@ -60,7 +60,10 @@ def test_folders_are_searched_and_sorted(folder: Path) -> None:
 
 def test_batches_change_nothing(model: Any, folder: Path) -> None:
     files = find_images([folder])
-    together, alone = classify(model, files, top=3, batch_size=3), [classify(model, [file], top=3)[0] for file in files]
+    resolved = saved.of_classifier(model)
+    classifier = predictor(resolved, Options(top=3, batch_size=3))
+    together = list(predictions(resolved, classifier, files))
+    alone = [next(predictions(resolved, classifier, [file])) for file in files]
     for one, other in zip(together, alone, strict=True):
         assert one["image"] == other["image"]
         assert [entry["name"] for entry in one["classes"]] == [entry["name"] for entry in other["classes"]]

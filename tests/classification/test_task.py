@@ -105,7 +105,7 @@ def test_averaged_weights_are_evaluated_and_exported(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         file = recipe(tmp_path / name, trainer__callbacks=callbacks, trainer__max_steps=steps)
         run("fit", ["--config", str(file)])
-    one, averaged = (saved.load(tmp_path / name / "run").state_dict() for name in ("one", "ema"))
+    one, averaged = (saved.resolve(tmp_path / name / "run").network.state_dict() for name in ("one", "ema"))
     assert all(torch.equal(one[name], averaged[name]) for name in one if one[name].is_floating_point())
 
 
@@ -144,7 +144,7 @@ def test_options_train(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ClassificationTask, "on_train_batch_end", after_step)
     run("fit", ["--config", str(recipe(tmp_path)), "--trainer.max_steps=3", option])
     assert effects == [True] * 3
-    assert saved.load(tmp_path / "run")(torch.randn(1, 3, 32, 32)).isfinite().all()
+    assert saved.resolve(tmp_path / "run").network(torch.randn(1, 3, 32, 32)).isfinite().all()
 
 
 def test_the_model_is_called_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_it_goes_on_in_the_middle_of_an_epoch_of_images(tmp_path: Path) -> None:
     name = "step-000000006.ckpt"  # of 8, 4 in an epoch
     (kept / name).symlink_to(tmp_path / "run" / checkpoints.FOLDER / name)
     run("fit", ["--config", str(recipe(tmp_path / "resumed", **changes)), "--resume"])
-    whole, resumed = (saved.load(path / "run").state_dict() for path in (tmp_path, tmp_path / "resumed"))
+    whole, resumed = (saved.resolve(path / "run").network.state_dict() for path in (tmp_path, tmp_path / "resumed"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 

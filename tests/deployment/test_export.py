@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from iformer.cli import main
+from iformer.common.images import read_image
 from iformer.deployment import engines
-from iformer.deployment.export import compare, export, load_images
-from iformer.deployment.shipping import _samples
+from iformer.deployment.export import _samples
+from iformer.deployment.formats import compare, write
 from iformer.models import saved
 from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
 from tests.training.tiny import MODEL as NARROW
@@ -51,7 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(model: nn.Module, folder: Path) -> Tensor:
-    return load_images(model, sorted(folder.rglob("*.jpg")))
+    prepare = saved.of_classifier(model).prepare
+    return torch.stack([prepare(read_image(path)) for path in sorted(folder.rglob("*.jpg"))])
 
 
 Exported = Callable[[str, str], tuple[Path, dict[str, float]]]
@@ -65,7 +68,7 @@ def exported(model: nn.Module, images: Tensor, tmp_path_factory: pytest.TempPath
     @cache
     def file(kind: str, precision: str) -> tuple[Path, dict[str, float]]:
         path = folder / precision / f"model{engines.FORMATS[kind]}"
-        return path, export(model, path, kind, precision, images)
+        return path, write(saved.of_classifier(model), path, kind, precision, images)
 
     return file
 
@@ -97,7 +100,7 @@ def test_int8_leaves_attention_in_floating_point(exported: Exported) -> None:
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_any_size(model: nn.Module, images: Tensor, tmp_path: Path, kind: str) -> None:
     file = tmp_path / f"nano{engines.FORMATS[kind]}"
-    export(model, file, kind, "fp32", images[:2], dynamic=True)
+    write(saved.of_classifier(model), file, kind, "fp32", images[:2], dynamic=True)
     run = engines.open_file(file)
     for shape in [(1, 3, 32, 32), (3, 3, 47, 61)]:
         x = torch.randn(shape)
@@ -191,7 +194,7 @@ def test_a_greyscale_model_and_an_image_that_is_none(
         (("--format", "caffe"), "format is caffe, expected one of onnx, openvino, torch-export"),
         (("--precision", "int4"), "precision is int4, expected one of fp32, bf16, fp16, int8"),
         (("--precision", "int8"), "needs images to calibrate on"),
-        (("--weights", "random"), "is a folder that has weights, expected none"),
+        (("--weights", "released"), "has weights of its own"),
         (("--labelled", str(Path(__file__).parents[2] / "docs")), "is not a class of the model, expected folders of"),
         (("--precision", "bf16"), "ONNX Runtime has no such kernels"),
         (("--images", "nowhere"), "nowhere: no such file or folder"),
@@ -215,20 +218,21 @@ def test_mistakes(
     assert message in error
 
 
-def test_other_models_that_have_no_graph(images: Tensor, tmp_path: Path) -> None:
+def test_other_models_that_have_no_graph(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
     class Picky(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
     with pytest.raises(ValueError, match="cannot be exported for images of 32x32 pixels"):
-        export(Picky(), tmp_path / "model.pt2", "torch-export", "fp32", images)
+        write(replace(saved.of_classifier(model), network=Picky()), tmp_path / "a.pt2", "torch-export", "fp32", images)
     assert not list(tmp_path.iterdir())
 
 
 def test_labels_of_imagenet(tmp_path: Path) -> None:
     (tmp_path / "n01443537").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "n01443537" / "fish.png")
-    assert [label for _, label in _samples(timm.create_model("iformer_nano", num_classes=1000), tmp_path)] == [1]
+    imagenet = saved.of_classifier(timm.create_model("iformer_nano", num_classes=1000))
+    assert [label for _, label in _samples(imagenet, tmp_path)] == [1]
 
 
 def test_the_documents_example_runs_without_this_package(model: nn.Module, folder: Path, exported: Exported) -> None:
@@ -246,7 +250,7 @@ def test_the_documents_example_runs_without_this_package(model: nn.Module, folde
     )
     assert not done.returncode, done.stderr
     with torch.no_grad():
-        expected = NAMES[int(model(load_images(model, [picture])).argmax())]
+        expected = NAMES[int(model(saved.of_classifier(model).prepare(read_image(picture))[None]).argmax())]
     assert expected in done.stdout
 
 
@@ -255,7 +259,7 @@ import resource, sys
 from pathlib import Path
 import onnx, onnxruntime, onnxscript, openvino
 from iformer import cli
-from iformer.deployment import shipping
+from iformer.deployment import export
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 model = sys.argv[1]
 for kind, ending in {"onnx": "onnx", "openvino": "xml", "torch-export": "pt2"}.items():

@@ -1,14 +1,14 @@
 """The labelled images that an exported classifier is measured with."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from iformer.deployment.shipping import _samples
+from iformer.deployment.export import _samples
+from iformer.models.saved import Model
 
-MODEL = SimpleNamespace(pretrained_cfg={"label_names": ["ant", "bee"]}, num_classes=2)
+MODEL = Model("tiny", "classification", None, ("ant", "bee"), {}, "")
 
 
 def test_classes_are_the_first_level_of_folders_and_hidden_files_are_none(tmp_path: Path) -> None:

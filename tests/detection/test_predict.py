@@ -13,16 +13,22 @@ from pycocotools.coco import COCO
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer import cli
-from iformer.detection import export
+from iformer.deployment import detectors
 from iformer.detection.masks import from_run_lengths, pasted, run_lengths
-from iformer.detection.model import mask_rcnn
+from iformer.detection.model import build
 from iformer.detection.pictures import draw
-from iformer.detection.predict import detect, load
 from iformer.models import saved
+from iformer.models.prediction import Options, predictions, predictor
 from tests.detection.conftest import MODEL
 
 CONFIG = {
-    "model": {"backbone": "iformer_nano", "num_classes": 3, **MODEL, "box_score_thresh": 0.3},
+    "network": {
+        "architecture": "mask_rcnn",
+        "backbone": "iformer_nano",
+        "num_classes": 3,
+        **MODEL,
+        "box_score_thresh": 0.3,
+    },
     "class_names": ["car", "train", "zebra"],
     "category_ids": [3, 7, 90],
 }
@@ -33,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a detector that finds something everywhere."""
     folder = tmp_path_factory.mktemp("detector")
     torch.manual_seed(0)
-    model = mask_rcnn(**CONFIG["model"])
+    model = build(**CONFIG["network"])
     torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
     saved.save_assembled(model, folder, "detection", CONFIG)
     return folder
@@ -100,15 +106,19 @@ def test_same_names_get_pictures_of_their_own_and_bad_files_are_passed_over(
     ("change", "told"),
     [
         ({"class_names": ["car", "train"]}, "differ in number"),
-        ({"model": {**CONFIG["model"], "num_classes": 5}}, "differ in number"),
-        ({"model": {**CONFIG["model"], "channels": 8}}, "weights and config.json do not fit"),
-        ({"model": {"backbone": "iformer_nano", "num_classes": 3, "no_such": 1}}, "no no_such"),
+        ({"network": {**CONFIG["network"], "num_classes": 5}}, "differ in number"),
+        ({"network": {**CONFIG["network"], "channels": 8}}, "weights and config.json do not fit"),
+        (
+            {"network": {"architecture": "mask_rcnn", "backbone": "iformer_nano", "num_classes": 3, "no_such": 1}},
+            "no no_such",
+        ),
     ],
 )
 def test_damaged_checkpoints_are_named(trained: Path, tmp_path: Path, change: dict, told: str) -> None:
     (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({"task": "detection", **CONFIG, **change}))
     with pytest.raises(ValueError, match=told) as error:
-        load(tmp_path, {**CONFIG, **change})
+        saved.resolve(tmp_path)
     assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
 
@@ -162,7 +172,7 @@ def test_exported_detector_runs_without_this_package(
     arguments = [sys.executable, "-I", "-c", ALONE, str(tmp_path / "detector.onnx"), str(tmp_path / "image.npy")]
     found = json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=tmp_path).stdout)
     with torch.inference_mode():
-        (expected,) = load(trained, CONFIG)([image])
+        (expected,) = saved.resolve(trained).network([image])
     assert len(found["scores"]) == len(expected["scores"]) > 0
     assert found["scores"] == pytest.approx(expected["scores"].tolist(), abs=1e-4)
     assert np.allclose(found["boxes"], expected["boxes"], atol=1e-2)
@@ -170,18 +180,26 @@ def test_exported_detector_runs_without_this_package(
     assert set(found["names"]) <= set(CONFIG["class_names"])
 
 
-@pytest.mark.parametrize("option", ["--format=openvino", "--precision=int8", "--labelled=."])
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--format=openvino", "a detector is exported with --format onnx and --precision fp32 only"),
+        ("--precision=int8", "a detector is exported with --format onnx and --precision fp32 only"),
+        ("--labelled=.", "labelled: accuracy is measured of classifiers only"),
+        ("--size=32 32", "(it is for segmenters)"),
+    ],
+)
 def test_export_refuses_what_detectors_have_not(
-    option: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    option: str, told: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    assert command(monkeypatch, trained, option, verb="export") == 2
+    assert command(monkeypatch, trained, *option.replace("=", " ").split(), verb="export") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "a detector goes with --format onnx, --precision fp32" in line
+    assert told in line
 
 
 def test_export_refuses_other_files(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must end in"):
-        export.export_onnx(trained, CONFIG, tmp_path / "detector.pt")
+        detectors.write(saved.resolve(trained), tmp_path / "detector.pt", [torch.zeros(3, 32, 32)])
 
 
 def test_an_export_that_finds_something_else_is_not_kept(
@@ -191,16 +209,16 @@ def test_an_export_that_finds_something_else_is_not_kept(
         assert file.is_file()
         raise ValueError(file.name)
 
-    monkeypatch.setattr(export, "_write", lambda model, file, image: file.touch())
-    monkeypatch.setattr(export, "_describe", lambda file, config: None)
-    monkeypatch.setattr(export, "check", differs)
+    monkeypatch.setattr(detectors, "_write", lambda model, file, image: file.touch())
+    monkeypatch.setattr(detectors, "_describe", lambda file, config: None)
+    monkeypatch.setattr(detectors, "check", differs)
     with pytest.raises(ValueError, match=r"^detector.onnx$"):
-        export.export_onnx(trained, CONFIG, tmp_path / "detector.onnx")
+        detectors.write(saved.resolve(trained), tmp_path / "detector.onnx", [torch.zeros(3, 32, 32)])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_masks_pasted_one_at_a_time_are_those_that_are_pasted_at_once(trained: Path, coco: Path) -> None:
-    model = load(trained, CONFIG)
+    model = saved.resolve(trained).network
     images = [pil_to_tensor(Image.open(coco / "images" / name)) / 255 for name in ("11.png", "12.png")]
     with torch.inference_mode():
         at_once, apart = model(images), model(images, paste=False)
@@ -217,12 +235,13 @@ def test_masks_pasted_one_at_a_time_are_those_that_are_pasted_at_once(trained: P
 PEAK = """
 import resource, sys
 from pathlib import Path
-from iformer.detection.predict import detect, load
-from iformer.models.saved import find
-folder, config = find(sys.argv[1])
-config["model"] |= {"box_score_thresh": 0.0, "box_nms_thresh": 1.0, "rpn_nms_thresh": 1.0}
-config["model"]["box_detections_per_img"] = int(sys.argv[3])
-(result,) = detect(folder, config, [Path(sys.argv[2])], folder / "out", 0.0)
+from iformer.models.prediction import Options, predictions, predictor
+from iformer.models.saved import resolve
+model = resolve(sys.argv[1])
+model.network.roi_heads.score_thresh, model.network.roi_heads.nms_thresh = 0.0, 1.0
+model.network.rpn.nms_thresh = 1.0
+model.network.roi_heads.detections_per_img = int(sys.argv[3])
+(result,) = predictions(model, predictor(model, Options(threshold=0.0)), [Path(sys.argv[2])])
 print(len(result["objects"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -258,7 +277,9 @@ def test_an_image_of_extreme_proportions_is_one_line_and_the_others_go_on(
 
 
 def test_a_detector_that_finds_nothing_draws_the_image_as_it_is(trained: Path, coco: Path, tmp_path: Path) -> None:
-    config = {**CONFIG, "model": {**CONFIG["model"], "box_score_thresh": 1.0}}
-    (result,) = detect(trained, config, [coco / "images" / "11.png"], tmp_path / "out")
+    model = saved.resolve(trained)
+    model.network.roi_heads.score_thresh = 1.0
+    detector = predictor(model, Options(output=tmp_path / "out"))
+    (result,) = predictions(model, detector, [coco / "images" / "11.png"])
     assert result["objects"] == []
     assert Path(result["picture"]).is_file()

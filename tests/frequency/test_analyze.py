@@ -4,6 +4,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch
 from PIL import Image
 
 from iformer import cli
-from iformer.frequency import subjects
 from iformer.frequency.analyze import analyze
-from iformer.frequency.subjects import ImageFiles, Subject, open_subject
+from iformer.frequency.inputs import ImageFiles, class_index, open_model
+from iformer.frequency.inputs import untrained as fresh
 from iformer.models import saved
 from tests.frequency.test_layers import tiny
 
@@ -107,10 +108,11 @@ def test_the_terminal_shows_a_table_for_each_model_with_mixers(run: Any, folder:
 
 
 def test_any_model_beside_ours(folder: Path, tmp_path: Path) -> None:
-    swin = Subject("Swin", tiny("swin_tiny_patch4_window7_224"), "none")
-    swin.model.pretrained_cfg = {**swin.model.pretrained_cfg, "input_size": (3, 64, 64)}
+    network = tiny("swin_tiny_patch4_window7_224")
+    network.pretrained_cfg = {**network.pretrained_cfg, "input_size": (3, 64, 64)}
+    swin = replace(saved.of_classifier(network), name="Swin")
     images = ImageFiles(sorted(folder.glob("[0-9].png")), batch_size=4)
-    results = analyze([swin, open_subject("iformer_nano")], images, tmp_path / "out", cams=2)
+    results = analyze([swin, open_model("iformer_nano")], images, tmp_path / "out", cams=2)
     assert [model["model"] for model in results["models"]] == ["Swin", "iformer_nano, untrained"]
     assert results["models"][0]["branches"] == []
     assert (tmp_path / "out/fig_4_branch_spectra.svg").exists()  # of the one that has them
@@ -126,44 +128,47 @@ def test_images_are_spread_evenly() -> None:
 
 
 def test_classes_are_found_by_name_and_number(trained: Path) -> None:
-    subject = open_subject(str(trained))
-    assert [subject.class_index(target) for target in ("ant", "2")] == [0, 2]
+    model = open_model(str(trained))
+    assert [class_index(model, target) for target in ("ant", "2")] == [0, 2]
     with pytest.raises(ValueError, match="no class 'dog', expected 0 to 2 or one of: ant, bee, cat"):
-        subject.class_index("dog")
-    imagenet = Subject("x", timm.create_model("convnext_atto", num_classes=1000), "none")
-    assert imagenet.class_index("Egyptian cat") == 285
+        class_index(model, "dog")
+    imagenet = saved.of_classifier(timm.create_model("convnext_atto", num_classes=1000))
+    assert [class_index(imagenet, target) for target in ("Egyptian cat", "tench")] == [285, 0]
 
 
 def test_a_checkpoints_file_means_its_folder(trained: Path) -> None:
-    for subject in (open_subject("", trained / "model.safetensors"), open_subject(str(trained / "config.json"))):
-        assert (subject.name, subject.class_names()) == ("iformer_nano, trained", ["ant", "bee", "cat"])
-    assert subjects.untrained("", trained / "model.safetensors").name == "iformer_nano, untrained"
+    for model in (open_model("", trained / "model.safetensors"), open_model(str(trained / "config.json"))):
+        assert (model.name, model.class_names) == ("iformer_nano, trained", ("ant", "bee", "cat"))
+    assert fresh("", trained / "model.safetensors").name == "iformer_nano, untrained"
 
 
 def test_untrained_weights_depend_on_the_seed_alone(trained: Path) -> None:
     def weights(name: str, seed: int) -> torch.Tensor:
-        return subjects.untrained(name, seed=seed).model.stem.conv1.weight
+        return fresh(name, seed=seed).network.stem.conv1.weight
 
     assert torch.equal(weights(str(trained), 0), weights(str(trained), 0))
     assert not torch.equal(weights(str(trained), 0), weights(str(trained), 1))
     assert torch.equal(weights("iformer_nano", 3), weights(str(trained), 3))
-    assert not torch.equal(weights(str(trained), 0), open_subject(str(trained)).model.stem.conv1.weight)
+    assert not torch.equal(weights(str(trained), 0), open_model(str(trained)).network.stem.conv1.weight)
 
 
 def test_mistakes_get_one_line(run: Any, folder: Path, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for arguments, message in (
         ((folder,), "--model or --checkpoint must say"),
-        ((folder, "--model", "iformer_nanno"), "timm has no iformer_nanno, did you mean iformer_nano?"),
+        (
+            (folder, "--model", "iformer_nanno"),
+            "iformer_nanno: no such file or folder, and no model of timm, did you mean iformer_nano?",
+        ),
         ((folder, "--model", tmp_path / "other"), "config.json: no such file"),
         ((tmp_path / "none", "--model", trained), "none: no such file or folder"),
         ((folder, "--model", trained, "--target", "dog"), "no class 'dog'"),
         (
             (folder, "--model", "convnext_atto", "--checkpoint", trained),
-            "a checkpoint of iformer_nano, expected one of",
+            "a saved iformer_nano, expected one of",
         ),
         ((folder, "--model", trained, "--compare", trained), "compared with itself"),
-        ((folder, "--model", trained, "--checkpoint", trained), "is a folder that has weights"),
+        ((folder, "--model", trained, "--checkpoint", trained), "has weights of its own"),
         ((folder, "--checkpoint", tmp_path / "none.pth"), "none.pth: no such file or folder"),
         ((folder / "cut.png", "--model", trained), "cut.png: unreadable image"),
     ):

@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iformer.models import saved
 from iformer.models.inception_transformer import InceptionTransformer
-from iformer.models.released import convert, load, rename
+from iformer.models.released import convert, convert_official, load, rename
 
 Tiny = Callable[..., InceptionTransformer]
 
@@ -42,7 +41,7 @@ def converted(released: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.fixture(scope="session")
 def converted_file(released_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("converted") / "iformer_small.safetensors"
-    assert saved.convert_official(released_file, path)[0] == "iformer_small.sail_in1k"
+    assert convert_official(released_file, path)[0] == "iformer_small.sail_in1k"
     return path
 
 
@@ -228,7 +227,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it lacks 371 of its tensors, stem.conv1.weight first"):
         from_file(path)
     with pytest.raises(ValueError, match="not a checkpoint of the iFormer release"):
-        saved.convert_official(path, tmp_path / "out.safetensors")
+        convert_official(path, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 

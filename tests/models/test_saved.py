@@ -15,15 +15,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from iformer.models import config as config_file
 from iformer.models import saved
+from iformer.models.backbone import create
+from iformer.models.released import convert_official
 
 SEGMENTER: dict[str, Any] = {
-    "network": {"architecture": "semantic_fpn", "backbone": "iformer_nano", "num_classes": 2, "drop_path_rate": 0.1},
+    "network": {"architecture": "semantic_fpn", "backbone": "iformer_nano", "num_classes": 2,
+                "backbone_args": {"drop_path_rate": 0.1}},
     "class_names": ["a", "b"], "palette": [[1, 2, 3], [4, 5, 6]], "mean": [0, 0.5, 0.5], "std": [1, 1, 1],
     "resize": [32, 64], "crop": None, "window": None, "flip_test": False,
 }  # fmt: skip
 DETECTOR: dict[str, Any] = {
-    "model": {"backbone": "iformer_nano", "num_classes": 2, "box_score_thresh": 0.1, "backbone_args": {"img_size": 32}},
+    "network": {"architecture": "mask_rcnn", "backbone": "iformer_nano", "num_classes": 2, "box_score_thresh": 0.1,
+                "backbone_args": {"img_size": 32}},
     "class_names": ["a", "b"], "category_ids": [1, 5],
 }  # fmt: skip
 
@@ -38,7 +43,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert {file.name for file in (tmp_path / "a" / "b").iterdir()} == {"config.json", "model.safetensors"}
     images = torch.randn(2, 1, 28, 28)
     for path in (tmp_path / "a" / "b", tmp_path / "a" / "b" / "model.safetensors"):
-        loaded = saved.load(path)
+        loaded = saved.resolve(path).network
         assert not loaded.training
         assert loaded.pretrained_cfg["label_names"] == ["x", "y", "z"]
         assert loaded.pretrained_cfg["mean"] == [0.3]
@@ -62,26 +67,26 @@ def test_a_failed_save_leaves_the_last_one_whole(tmp_path: Path, monkeypatch: py
 
 def test_broken_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        saved.load(tmp_path / "nowhere")
+        saved.resolve(tmp_path / "nowhere")
     saved.save(nano(), tmp_path / "a", ["x", "y", "z"])
     weights = (tmp_path / "a" / "model.safetensors").read_bytes()
     (tmp_path / "a" / "model.safetensors").write_bytes(weights[:5000])
     with pytest.raises(ValueError, match=str(tmp_path / "a")):
-        saved.load(tmp_path / "a")
+        saved.resolve(tmp_path / "a")
     (tmp_path / "a" / "config.json").write_text("{")
     with pytest.raises(ValueError, match=str(tmp_path / "a")):
-        saved.load(tmp_path / "a")
+        saved.resolve(tmp_path / "a")
     (tmp_path / "a" / "config.json").write_text(json.dumps({"architecture": "no_such_model"}))
     with pytest.raises(ValueError, match="no_such_model"):
-        saved.load(tmp_path / "a")
+        saved.resolve(tmp_path / "a")
     (tmp_path / "a" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        saved.load(tmp_path / "a")
+        saved.resolve(tmp_path / "a")
 
 
 def test_conversion(released_file: Path, released: dict[str, Tensor], tmp_path: Path) -> None:
     target = tmp_path / "new" / "small.safetensors"
-    assert saved.convert_official(released_file, target)[0] == "iformer_small.sail_in1k"
+    assert convert_official(released_file, target)[0] == "iformer_small.sail_in1k"
     with safe_open(target, "pt") as file:
         assert file.metadata()["architecture"] == "iformer_small.sail_in1k"
     model = timm.create_model("iformer_small", pretrained=True, pretrained_cfg_overlay={"file": str(target)})
@@ -91,13 +96,13 @@ def test_conversion(released_file: Path, released: dict[str, Tensor], tmp_path: 
 def test_refused_conversions(released: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.pth")
     with pytest.raises(ValueError, match=r"resnet\.pth: not a checkpoint of the iFormer release"):
-        saved.convert_official(tmp_path / "resnet.pth", tmp_path / "a.safetensors")
+        convert_official(tmp_path / "resnet.pth", tmp_path / "a.safetensors")
     incomplete = {key: value for key, value in released.items() if not key.startswith("blocks4.2")}
     torch.save(incomplete, tmp_path / "incomplete.pth")
     with pytest.raises(ValueError, match="fit none of the models"):
-        saved.convert_official(tmp_path / "incomplete.pth", tmp_path / "a.safetensors")
+        convert_official(tmp_path / "incomplete.pth", tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"\.safetensors"):
-        saved.convert_official(tmp_path / "incomplete.pth", tmp_path / "a.pth")
+        convert_official(tmp_path / "incomplete.pth", tmp_path / "a.pth")
     assert not (tmp_path / "a.safetensors").exists()
 
 
@@ -110,7 +115,7 @@ def test_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     with pytest.raises(OSError, match=r"iformer_small: its weights could not be fetched \(no route\); give the path"):
-        saved.create("iformer_small", pretrained=True)
+        create("iformer_small", pretrained=True)
 
 
 def test_a_file_without_the_models_weights_is_refused(tmp_path: Path) -> None:
@@ -123,24 +128,24 @@ def test_a_file_without_the_models_weights_is_refused(tmp_path: Path) -> None:
         save_file(state_dict, file)
         for arguments in ({"features_only": True}, {"num_classes": 5}):
             with pytest.raises(ValueError, match=f"^{file}: not a checkpoint of resnet18: it lacks {told}") as error:
-                saved.create("resnet18", str(file), **arguments)
+                create("resnet18", str(file), **arguments)
             assert "\n" not in str(error.value)
     headless = {key: value for key, value in weights.items() if not key.startswith("fc.")}
     save_file(headless, tmp_path / "headless.safetensors")
-    model = saved.create("resnet18", str(tmp_path / "headless.safetensors"), features_only=True)
+    model = create("resnet18", str(tmp_path / "headless.safetensors"), features_only=True)
     assert torch.equal(model.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"])
 
 
 def test_a_segmenters_run_is_no_classifier_to_begin_from(tmp_path: Path) -> None:
     saved.save_assembled(nano(), tmp_path, "segmentation", SEGMENTER)
-    with pytest.raises(ValueError, match=rf"^{tmp_path}: a checkpoint for segmentation, expected a classifier's$"):
-        saved.create("iformer_nano", str(tmp_path))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: a model for segmentation, expected a classifier$"):
+        create("iformer_nano", str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["levit_128s", "pit_ti_224"])
 def test_a_model_without_four_feature_maps_is_named_in_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=rf"^{name} with .*out_indices.*out of range") as error:
-        saved.create(name, features_only=True, out_indices=(-4, -3, -2, -1))
+        create(name, features_only=True, out_indices=(-4, -3, -2, -1))
     assert "\n" not in str(error.value)
 
 
@@ -152,12 +157,12 @@ def test_the_classifier_of_a_file_is_kept_where_its_classes_are_those_asked_for(
     for source in ("run", "run/model.safetensors", "mine.pth"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            begun = saved.create("iformer_nano", str(tmp_path / source), num_classes=classes)
+            begun = create("iformer_nano", str(tmp_path / source), num_classes=classes)
         assert all(torch.equal(value, begun.state_dict()[key]) for key, value in model.state_dict().items())
         with pytest.warns(
             UserWarning, match=f"has a classifier of {classes} classes, so that the one of 3 begins anew"
         ):
-            begun = saved.create("iformer_nano", str(tmp_path / source), num_classes=3)
+            begun = create("iformer_nano", str(tmp_path / source), num_classes=3)
         assert torch.equal(begun.stem.conv1.weight, model.stem.conv1.weight)
 
 
@@ -168,7 +173,7 @@ def test_the_file_does_not_change_how_the_rest_begins(tmp_path: Path) -> None:
         torch.manual_seed(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            heads.append(saved.create("iformer_nano", pretrained, num_classes=3).head.fc.weight)
+            heads.append(create("iformer_nano", pretrained, num_classes=3).head.fc.weight)
     assert torch.equal(*heads)
 
 
@@ -198,7 +203,7 @@ def test_name_or_model_decides_between_224_and_384(
     released_file: Path, tmp_path: Path, name: str, model: str, preset: str, reason: str
 ) -> None:
     (tmp_path / name).symlink_to(released_file)
-    found, why = saved.convert_official(tmp_path / name, tmp_path / "out.safetensors", model)
+    found, why = convert_official(tmp_path / name, tmp_path / "out.safetensors", model)
     assert found == f"{preset}.sail_in1k"
     assert re.search(reason, why)
 
@@ -206,9 +211,9 @@ def test_name_or_model_decides_between_224_and_384(
 def test_a_conversion_that_could_be_either_asks(released_file: Path, tmp_path: Path) -> None:
     (tmp_path / "weights.pth").symlink_to(released_file)
     with pytest.raises(ValueError, match=r"fit iformer_small and iformer_small_384 alike, .* --model"):
-        saved.convert_official(tmp_path / "weights.pth", tmp_path / "out.safetensors")
+        convert_official(tmp_path / "weights.pth", tmp_path / "out.safetensors")
     with pytest.raises(ValueError, match="fit iformer_small and iformer_small_384, not iformer_base"):
-        saved.convert_official(tmp_path / "weights.pth", tmp_path / "out.safetensors", "iformer_base")
+        convert_official(tmp_path / "weights.pth", tmp_path / "out.safetensors", "iformer_base")
 
 
 def test_files_of_either_grid_load_into_either_model(released: dict[str, Tensor], tmp_path: Path) -> None:
@@ -218,11 +223,11 @@ def test_files_of_either_grid_load_into_either_model(released: dict[str, Tensor]
         embedding = released[f"pos_embed{number}"].permute(0, 3, 1, 2)
         larger[f"pos_embed{number}"] = F.interpolate(embedding, (side, side)).permute(0, 2, 3, 1)
     torch.save(larger, tmp_path / "mine.pth")
-    preset, why = saved.convert_official(tmp_path / "mine.pth", tmp_path / "out.safetensors")
+    preset, why = convert_official(tmp_path / "mine.pth", tmp_path / "out.safetensors")
     assert (preset, "96x96" in why) == ("iformer_small_384.sail_in1k", True)
     for arguments, side in ({"img_size": 384}, 96), ({}, 56):
         for name in ("iformer_small", "iformer_small_384"):
-            model = saved.create(name, str(tmp_path / "out.safetensors"), **arguments)
+            model = create(name, str(tmp_path / "out.safetensors"), **arguments)
             assert model.stages[0].pos_embed.shape == (side, side, 96)
 
 
@@ -251,12 +256,12 @@ def test_a_strangers_segmenter(change: dict[str, Any], named: str, tmp_path: Pat
     config = {"task": "segmentation", **SEGMENTER}
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert saved.find(tmp_path)[1] == config
+    assert config_file.find(tmp_path)[1] == config
     for key, value in change.items():
         config[key] = {**config[key], **value} if key == "network" else value
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json: .*{named}") as error:
-        saved.find(tmp_path)
+        config_file.find(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -274,11 +279,11 @@ def test_a_strangers_segmenter(change: dict[str, Any], named: str, tmp_path: Pat
 def test_a_strangers_detector(change: dict[str, Any], named: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text(json.dumps({"task": "detection", **DETECTOR}))
-    assert saved.find(tmp_path)[1]["category_ids"] == [1, 5]
-    config = {"task": "detection", **DETECTOR, "model": {**DETECTOR["model"], **change}}
+    assert config_file.find(tmp_path)[1]["category_ids"] == [1, 5]
+    config = {"task": "detection", **DETECTOR, "network": {**DETECTOR["network"], **change}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=named):
-        saved.find(tmp_path)
+        config_file.find(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +302,7 @@ def test_a_strangers_classifier(change: dict[str, Any], tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json: {next(iter(change))}"):
-        saved.load(tmp_path)
+        saved.resolve(tmp_path)
 
 
 def test_nothing_is_fetched_for_a_saved_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +311,7 @@ def test_nothing_is_fetched_for_a_saved_classifier(tmp_path: Path, monkeypatch: 
     config = json.loads((tmp_path / "config.json").read_text())
     config["pretrained_cfg"] |= {"url": "http://example.org/a.pth", "file": "b.pth", "hf_hub_id": "stranger/model"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    model = saved.load(tmp_path)
+    model = saved.resolve(tmp_path).network
     assert not {"url", "file", "hf_hub_id"} & {key for key, value in model.pretrained_cfg.items() if value}
 
 
@@ -317,4 +322,4 @@ def test_a_folder_of_a_model_at_384_as_earlier_versions_wrote_it(tmp_path: Path)
     del config["model_args"]["img_size"]  # it was the preset's
     (tmp_path / "config.json").write_text(json.dumps(config))
     images = torch.randn(1, 3, 48, 48)
-    torch.testing.assert_close(saved.load(tmp_path)(images), model(images))
+    torch.testing.assert_close(saved.resolve(tmp_path).network(images), model(images))

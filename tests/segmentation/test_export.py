@@ -14,13 +14,12 @@ from PIL import Image
 
 from iformer.cli import main
 from iformer.deployment import engines
-from iformer.deployment.export import metadata
-from iformer.deployment.shipping import load
+from iformer.deployment.export import _sized
+from iformer.deployment.formats import metadata
 from iformer.models import saved
 from iformer.segmentation.model import build
-from iformer.segmentation.predict import segment
 from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
-from tests.segmentation.test_predict import CONFIG
+from tests.segmentation.test_predict import CONFIG, segment
 
 TINY = {"backbone": "iformer_small", "num_classes": 3, "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8],
         "num_heads": [2, 2, 2, 2], "attention_heads": [1, 0, 0, 1]}  # fmt: skip
@@ -55,7 +54,7 @@ def export(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 def check(file: Path, folder: Path, *shapes: tuple[int, ...]) -> None:
-    run, model = engines.open_file(file), load(str(folder))
+    run, model = engines.open_file(file), saved.resolve(folder).network
     for shape in shapes:
         images = torch.randn(shape)
         with torch.no_grad():
@@ -89,7 +88,7 @@ def test_a_coarsest_map_of_one_pixel(trained: Path, tmp_path: Path, monkeypatch:
 
 
 def test_the_files_user_is_told_what_predict_knows(trained: Path) -> None:
-    about = metadata(load(str(trained / "upernet")), "fp32")
+    about = metadata(_sized(saved.resolve(trained / "upernet"), "upernet", None), "fp32")
     told = {key: json.loads(about[key]) for key in ("class_names", "palette", "preprocessing")}
     assert told["class_names"] == CONFIG["class_names"]
     assert told["palette"] == CONFIG["palette"]
@@ -110,7 +109,7 @@ def test_the_documents_example_segments_as_predict_does(
     forbidden = "import sys\nsys.modules.update(dict.fromkeys(('iformer', 'timm', 'torch')))\n"
     done = subprocess.run([sys.executable, "-c", forbidden + program], cwd=tmp_path, capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    segment(*saved.find(folder), [tmp_path / "street.jpg"], tmp_path)
+    segment(folder, [tmp_path / "street.jpg"], tmp_path)
     with Image.open(tmp_path / "mask.png") as mask, Image.open(tmp_path / "street_labels.png") as labels:
         assert mask.size == labels.size == (68, 48)
         assert (np.asarray(mask) == np.asarray(labels)).mean() > 0.99
@@ -156,5 +155,5 @@ def test_a_checkpoint_that_names_no_crop_needs_a_size(trained: Path, tmp_path: P
     del config["crop"]
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="names no size, expected the images' height and width"):
-        load(str(folder))
-    assert load(str(folder), size=SIZE).pretrained_cfg["input_size"] == (3, *SIZE)
+        _sized(saved.resolve(folder), str(folder), None)
+    assert _sized(saved.resolve(folder), str(folder), SIZE).config["input_size"] == (3, *SIZE)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from iformer.models import saved
+from iformer.models.backbone import create
 from iformer.paper.complexity import count
 from iformer.segmentation.model import Segmenter, build, semantic_fpn, upernet
 
@@ -21,7 +22,7 @@ FAMILIES = {
 @pytest.mark.parametrize("backbone", FAMILIES)
 @pytest.mark.parametrize("size", [(64, 96), (51, 97), (32, 32)])
 def test_logits_have_the_size_of_the_image(backbone: str, size: tuple[int, int]) -> None:
-    model = semantic_fpn(backbone, 5, **SMALL, **FAMILIES[backbone])
+    model = semantic_fpn(backbone, 5, **SMALL, backbone_args=FAMILIES[backbone])
     assert all(module.training for module in model.modules())
     model.eval()
     with torch.inference_mode():
@@ -60,7 +61,7 @@ def test_upernet_costs_what_the_authors_page_says() -> None:
 
 def test_the_backbone_begins_from_a_classifiers_checkpoint(tmp_path) -> None:
     torch.manual_seed(0)
-    classifier = saved.create("iformer_nano", num_classes=3)
+    classifier = create("iformer_nano", num_classes=3)
     saved.save(classifier, tmp_path, ["a", "b", "c"])
     model = semantic_fpn("iformer_nano", 5, str(tmp_path), **SMALL)
     assert torch.equal(model.backbone.stem.conv1.weight, classifier.stem.conv1.weight)
@@ -73,7 +74,7 @@ def test_unknown_names_are_named() -> None:
     with pytest.raises(ValueError, match="architecture is 'unet', expected semantic_fpn or upernet"):
         build("unet")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no_such"):
-        semantic_fpn("iformer_nano", no_such=3)
+        build("semantic_fpn", backbone="iformer_nano", no_such=3)
 
 
 @pytest.mark.parametrize(

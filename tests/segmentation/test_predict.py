@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from iformer.models import saved
+from iformer.models.prediction import Options, predictions, predictor
 from iformer.segmentation import pictures
 from iformer.segmentation.model import build
-from iformer.segmentation.predict import segment
 
 NETWORK = {"architecture": "semantic_fpn", "backbone": "iformer_nano", "num_classes": 3, "neck_channels": 8,
            "head_channels": 8}  # fmt: skip
@@ -20,6 +20,12 @@ CONFIG: dict[str, Any] = {
     "network": NETWORK, "window": None, "flip_test": False, "resize": None, "mean": [0.5] * 3, "std": [0.25] * 3,
     "class_names": ["red", "green", "blue"], "palette": [[250, 0, 0], [0, 250, 0], [0, 0, 250]],
 }  # fmt: skip
+
+
+def segment(folder: Path, paths: list[Path], output: Path) -> list[dict[str, Any]]:
+    """The results of predicting with a saved segmenter."""
+    model = saved.resolve(folder)
+    return list(predictions(model, predictor(model, Options(output=output)), paths))
 
 
 @pytest.mark.parametrize(
@@ -31,9 +37,9 @@ def test_images_of_every_mode_and_size(
     mode: str, size: tuple[int, int], name: str, resize: tuple[int, int] | None, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    saved.save_assembled(build(**NETWORK), tmp_path / "run", "segmentation", CONFIG)
+    saved.save_assembled(build(**NETWORK), tmp_path / "run", "segmentation", {**CONFIG, "resize": resize})
     Image.new(mode, size).save(tmp_path / name)
-    (result,) = segment(tmp_path / "run", {**CONFIG, "resize": resize}, [tmp_path / name], tmp_path / "out")
+    (result,) = segment(tmp_path / "run", [tmp_path / name], tmp_path / "out")
     with Image.open(result["labels"]) as labels:
         assert (labels.mode, labels.size) == ("P", size)
     with Image.open(result["overlay"]) as overlay:
@@ -59,7 +65,7 @@ def test_an_image_that_fails_is_one_line_and_the_others_go_on(tmp_path: Path) ->
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
     Image.new("RGB", (20000, 1)).save(tmp_path / "line.png")
     paths = [tmp_path / name for name in ("cut.png", "line.png", "whole.png")]
-    cut, line, whole = segment(tmp_path / "run", CONFIG, paths, tmp_path / "out")
+    cut, line, whole = segment(tmp_path / "run", paths, tmp_path / "out")
     assert "cut.png: " in cut["error"]
     assert "\n" not in cut["error"]
     assert "classes" in line or "line.png: " in line["error"]

@@ -1,4 +1,4 @@
-"""Export of a trained detector for programs without this package."""
+"""A detector as an ONNX file that runs without this package."""
 
 import contextlib
 import io
@@ -9,22 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.cbook import get_sample_data
+from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.common.files import replaced
-from iformer.common.images import read_image
-from iformer.common.terminal import ITEM_ERRORS, item_error
+from iformer.deployment import engines
 from iformer.detection.model import Detector
-from iformer.detection.predict import load
+from iformer.models.saved import Model
 
 OUTPUTS = ("boxes", "labels", "scores", "masks")
 
 
-def export_onnx(folder: Path, config: dict[str, Any], file: Path, images: Sequence[Path] = ()) -> dict[str, Any]:
-    """Write the detector in ``folder`` as an ONNX model for images of any size, and check it against the original.
+def prepare(image: Image.Image) -> Tensor:
+    """Return what a detector takes: ``(3, H, W)`` float32 from 0 to 1."""
+    return pil_to_tensor(image) / 255
+
+
+def write(model: Model, file: Path, images: Sequence[Tensor]) -> dict[str, Any]:
+    """Write a detector as an ONNX model for images of any size, and check it against the original.
 
     Its input is ``image``, ``(3, H, W)`` of float32 from 0 to 1; it resizes and normalises by itself. Its outputs are
     ``boxes`` ``(n, 4)`` as corners in the image's pixels, ``labels`` ``(n,)`` from 1, ``scores`` ``(n,)`` and ``masks``
@@ -33,39 +37,28 @@ def export_onnx(folder: Path, config: dict[str, Any], file: Path, images: Sequen
     The file appears, or is replaced, once it is complete and has been checked.
 
     Args:
-        folder: Of the checkpoint.
-        config: Its ``config.json``, see :func:`iformer.models.saved.find`.
-        file: To write, ``.onnx``.
-        images: Files to check it with, which should show what it detects; a photograph if there are none.
+        model: The detector.
+        file: The ``.onnx`` file to write.
+        images: Images to check it with, which should show what it detects.
 
     Returns:
-        ``file``, ``images`` and ``objects`` that it was checked with, ``unreadable``, a line for each image that could
-        not be read, and ``largest_difference`` between a score and the original's.
+        ``images`` and ``objects`` that it was checked with, and the ``largest_difference`` between a score and the
+        original's.
 
     Raises:
-        ValueError: The checkpoint is damaged, ``file`` ends otherwise, no image can be read, or the exported model
-            finds something else.
+        ValueError: ``file`` has another ending, or the exported model finds something else.
         OSError: The file could not be written.
     """
     if file.suffix != ".onnx":
         raise ValueError(f"{file}: the file to write must end in .onnx")
-    model = load(folder, config)
-    paths = images or [Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False)))]
-    pictures, unreadable = [], []
-    for path in paths:
-        try:
-            pictures.append(pil_to_tensor(read_image(path)) / 255)
-        except ITEM_ERRORS as error:
-            unreadable.append(item_error(path, error))
-    if not pictures:
-        raise ValueError(unreadable[0])
+    for package in ("onnx", "onnxruntime"):
+        engines.require(package)
     with replaced(file.parent, named=file) as temporary:
         written = temporary / file.name
-        _write(model, written, pictures[0])
-        _describe(written, config)
-        objects, largest = check(model, written, pictures)
-    counts = {"images": len(pictures), "objects": objects, "unreadable": unreadable}
-    return {"file": str(file), **counts, "largest_difference": largest}
+        _write(model.network, written, images[0])
+        _describe(written, model.config)
+        objects, largest = check(model.network, written, images)
+    return {"images": len(images), "objects": objects, "largest_difference": largest}
 
 
 def _write(model: Detector, file: Path, image: Tensor) -> None:

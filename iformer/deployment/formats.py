@@ -1,0 +1,252 @@
+"""A model as a file that runs without this package: ONNX, OpenVINO or ``torch.export``.
+
+Images go in as ``(N, C, H, W)`` float32, normalised; float32 logits come out, ``(N, classes)``, of a segmenter
+``(N, classes, H, W)``. What the user of the file has to know is in its metadata: ``model``, ``precision``,
+``class_names`` (a JSON list) and ``preprocessing`` (a JSON object: ``input_size``, ``mean``, ``std``,
+``interpolation``, ``crop_pct``, ``crop_mode``); of a segmenter also its ``palette``, and ``resize`` if it has one.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from iformer.common.files import replaced
+from iformer.deployment import engines
+from iformer.deployment.channels_first import channels_first
+from iformer.deployment.fuse import fuse
+from iformer.deployment.quantize import quantize_onnx, quantize_openvino
+from iformer.models.inception_transformer import InceptionStage
+from iformer.models.saved import Model
+
+Metadata = dict[str, str]
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOLERANCE = 1e-3
+"""How far float32 logits of an engine may be from eager's, relative to the largest one."""
+
+
+def write(model: Model, file: Path, kind: str, precision: str, images: Tensor, dynamic: bool = False) -> dict[str, Any]:
+    """Write ``model``, fused, into ``file``, and check what was written.
+
+    The file appears, or is replaced, once it is complete and has been checked.
+
+    Args:
+        model: A classifier; or a segmenter for images of one size, whose configuration has their ``input_size``.
+        file: The file to write. Its ending is the format's (``engines.FORMATS``).
+        kind: onnx, openvino or torch-export.
+        precision: fp32, bf16, fp16 or int8.
+        images: Prepared images ``(N, C, H, W)`` to check with, and to calibrate int8 on.
+        dynamic: Take any batch size, height and width, instead of one image of the size of ``images``.
+
+    Returns:
+        Figures of the file against eager float32 on ``images``: ``largest_difference`` between logits, the same
+        relative to the largest logit (``relative_difference``), ``same_class``, the share of images (pixels) with the
+        same most probable class, and ``per_pixel``, whether it is a share of pixels.
+
+    Raises:
+        ValueError: There is no such format, or it does not come in this precision or for any size; or float32 logits
+            differ.
+        OSError: The file cannot be written.
+    """
+    require_offered(kind, precision)
+    if file.suffix != engines.FORMATS[kind]:
+        raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
+    example = torch.zeros_like(images[:1])  # torch.export keeps it in the file, where images of the user's must not be
+    about = metadata(model, precision)
+    with replaced(file.parent, named=file) as folder:
+        temporary = folder / file.name
+        writer = {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch_export}[kind]
+        with quiet():
+            writer(model.network, about, temporary, precision, images, example, dynamic)
+        result = compare(model.network, engines.open_file(temporary, precision), images)
+        if precision == "fp32" and not result["relative_difference"] <= TOLERANCE:
+            raise ValueError(
+                f"{file}: not written, its logits differ from eager's by {result['relative_difference']:.1e} of the "
+                f"largest, expected at most {TOLERANCE:.0e}"
+            )
+    return {**result, "per_pixel": model.task == "segmentation"}
+
+
+def compare(model: nn.Module, run: engines.Runner, images: Tensor) -> dict[str, float]:
+    """Return how far an engine's logits are from eager's, see :func:`write`."""
+    found = []
+    for image in images.split(1):  # the logits of many scenes at once would take gigabytes
+        with torch.inference_mode():
+            expected = model(image)
+        logits = run(image)
+        same = (logits.argmax(1) == expected.argmax(1)).double().mean()
+        found.append(torch.stack([(logits - expected).abs().max(), expected.abs().max(), same]))
+    table = torch.stack(found)
+    largest, greatest = table[:, :2].amax(0).tolist()
+    return {
+        "largest_difference": largest,
+        "relative_difference": largest / greatest,
+        "same_class": float(table[:, 2].mean()),
+    }
+
+
+def metadata(model: Model, precision: str) -> dict[str, str]:
+    """Return what goes into a file beside the graph; values are text."""
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {
+        "model": model.name,
+        "precision": precision,
+        "class_names": json.dumps(model.class_names),
+        "preprocessing": json.dumps({key: model.config[key] for key in keys}),
+        **{key: json.dumps(model.config[key]) for key in ("palette", "resize") if model.config.get(key)},
+    }
+
+
+def require_offered(kind: str, precision: str) -> None:
+    """Whether a format comes in a precision.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if kind not in engines.FORMATS:
+        raise ValueError(f"format is {kind}, expected one of {', '.join(engines.FORMATS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision}, expected one of {', '.join(PRECISIONS)}")
+    if (kind, precision) == ("onnx", "bf16"):
+        raise ValueError("precision bf16: ONNX Runtime has no such kernels on CPUs, expected another format")
+    if (kind, precision) == ("torch-export", "int8"):
+        raise ValueError("precision int8: torch-export files are not quantised, expected format onnx or openvino")
+
+
+class _Cast(nn.Module):
+    """A network that computes in another type, between float32 images and logits."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images.to(self.dtype)).float()
+
+
+def trace(model: nn.Module, example: Tensor, dynamic: bool = False) -> ExportedProgram:
+    """The graph of a network for images like ``example``, or of any size if ``dynamic``.
+
+    Raises:
+        ValueError: The network has none: some of timm's take images of one size only.
+    """
+    if dynamic:  # sizes of 1 are taken for constants, and those of the position embeddings for special cases
+        example = example.new_zeros(2, example.shape[1], *(side + 32 for side in example.shape[2:]))
+    shapes = (dict.fromkeys((0, 2, 3), Dim.DYNAMIC),) if dynamic else None
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, (example,), dynamic_shapes=shapes)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[:1]
+        kind = "of any size" if dynamic else f"of {example.shape[2]}x{example.shape[3]} pixels"
+        raise ValueError(f"the model cannot be exported for images {kind} ({''.join(reason)})") from error
+
+
+def prepare(model: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
+    """The fused model, with position embeddings for the size of ``example`` unless ``dynamic``; other models fused."""
+    height, width = example.shape[2:]
+    fixed = not dynamic and any(isinstance(module, InceptionStage) for module in model.modules())
+    return fuse(model, (height, width) if fixed else None)
+
+
+def write_onnx(
+    network: nn.Module, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool = False
+) -> None:
+    """Write a network into an ONNX file, without metadata; ``images`` calibrate int8.
+
+    Raises:
+        ValueError: ``dynamic`` for a network that pools to a grid, as UPerNet does: ONNX has that for known sizes only.
+    """
+    engines.require("onnxscript")
+    pools = [module for module in network.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
+    if dynamic and any(to_2tuple(pool.output_size) != (1, 1) for pool in pools):
+        raise ValueError(
+            "the model pools to a grid, which ONNX has for known sizes only; expected no dynamic, or another format"
+        )
+    if precision == "fp16":
+        network = _Cast(network, torch.float16)
+    program = torch.onnx.export(
+        trace(network, example, dynamic), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+    )
+    assert program is not None
+    program.save(file, external_data=False)
+    if precision == "int8":
+        quantize_onnx(file, images.split(len(example)))
+
+
+def _write_onnx(
+    network: nn.Module, about: Metadata, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool
+) -> None:
+    onnx = engines.require("onnx")
+    write_onnx(channels_first(prepare(network, example, dynamic)), file, precision, images, example, dynamic)
+    graph = onnx.load(file)
+    onnx.helper.set_model_props(graph, about)
+    onnx.save(graph, file)
+
+
+def to_openvino(network: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
+    """A network as an OpenVINO model."""
+    openvino = engines.require("openvino")
+    graph = openvino.convert_model(trace(network, example, dynamic))
+    for node in graph.get_ops():  # its PyTorch frontend still resizes to a side of 1 as torch did long ago
+        if node.get_attributes().get("coordinate_transformation_mode") == "pytorch_half_pixel":
+            node.set_attribute("coordinate_transformation_mode", "half_pixel")
+    graph.inputs[0].tensor.set_names({"images"})
+    graph.outputs[0].tensor.set_names({"logits"})
+    if not dynamic:
+        graph.reshape(list(example.shape))
+    return graph
+
+
+def _write_openvino(
+    network: nn.Module, about: Metadata, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool
+) -> None:
+    graph = to_openvino(channels_first(prepare(network, example, dynamic)), example, dynamic)
+    if precision == "int8":
+        graph = quantize_openvino(graph, images.split(1))
+    for key, value in about.items():
+        graph.set_rt_info(value, [key])
+    # 16-bit weights serve bfloat16 too; which type to compute in is said when the file is compiled.
+    try:
+        engines.require("openvino").save_model(graph, file, compress_to_fp16=precision in ("bf16", "fp16"))
+    except RuntimeError as error:  # it says no more than that its stream has failed
+        raise OSError(errno.EIO, "OpenVINO could not write all of it; is the disk full?") from error
+
+
+def _write_torch_export(
+    network: nn.Module, about: Metadata, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool
+) -> None:
+    network = prepare(network, example, dynamic)
+    if precision != "fp32":
+        network = _Cast(network, TYPES[precision])
+    content = io.BytesIO()  # torch's own writer aborts the process where the disk is full
+    torch.export.save(trace(network, example, dynamic), content, extra_files=about)
+    file.write_bytes(content.getbuffer())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters and quantisers say about themselves; their progress goes to standard error."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

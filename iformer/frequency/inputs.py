@@ -1,0 +1,112 @@
+"""What is analysed: models by whatever names them, and image files as each of them takes them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor
+
+from iformer.common.batches import batches
+from iformer.models import saved
+from iformer.models.saved import Model
+
+
+def open_model(reference: str, weights: str | Path = "", seed: int = 0) -> Model:
+    """Return a model to analyse: a classifier, or the backbone of a detector or segmenter.
+
+    Its name tells whether it was trained here, released, or never trained, as ``iformer_nano`` was not.
+
+    Args:
+        reference: See :func:`iformer.models.saved.resolve`.
+        weights: As there; by default the released weights where there are any, and else fresh ones.
+        seed: The seed of fresh weights.
+
+    Raises:
+        ValueError: There is no such model, or the weights do not fit it.
+        OSError: The weights cannot be read.
+    """
+    named = timm.is_model(reference) and not saved.is_saved(reference)
+    if named and not weights and not timm.is_model_pretrained(reference):
+        weights = "random"
+    model = saved.resolve(reference, weights, seed)
+    if model.task != "classification":
+        backbone = model.network.backbone
+        features = saved.of_classifier(getattr(backbone, "features", backbone))
+        model = replace(features, name=model.name, class_names=(), weights=model.weights)
+    if model.weights == "released":
+        return model
+    return replace(model, name=f"{model.name}, {'untrained' if model.weights.startswith('fresh') else 'trained'}")
+
+
+def untrained(reference: str, weights: str | Path = "", seed: int = 0) -> Model:
+    """Return the network that :func:`open_model` returns for ``reference`` and ``weights``, with fresh weights."""
+    return open_model(str(weights) if not reference or saved.is_saved(str(weights)) else reference, "random", seed)
+
+
+def class_index(model: Model, target: str) -> int:
+    """Return the class that a name or a number means; the first of ImageNet's several names will do.
+
+    Raises:
+        ValueError: The model has no such class.
+    """
+    for names in (model.class_names, [name.partition(",")[0] for name in model.class_names]):
+        if target in names:
+            return names.index(target)
+    if target.isdigit() and int(target) < len(model.class_names):
+        return int(target)
+    some = ", ".join(model.class_names[:10]) + (", ..." if len(model.class_names) > 10 else "")
+    last = len(model.class_names) - 1
+    raise ValueError(f"target: {model.name} has no class {target!r}, expected 0 to {last} or one of: {some}")
+
+
+def displayed(model: Model, images: Tensor) -> Tensor:
+    """Return normalised images ``(N, C, H, W)`` as pictures ``(N, H, W, C)`` from 0 to 1."""
+    mean, std = (torch.tensor(model.config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    return (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+@dataclass
+class ImageFiles:
+    """Image files, read anew for each model as its preprocessing wants them.
+
+    Attributes:
+        paths: The files.
+        batch_size: Images at a time.
+        unreadable: The files that could not be read or made into what a model takes, and why.
+        available: How many files there were to choose from.
+    """
+
+    paths: Sequence[Path]
+    batch_size: int = 32
+    unreadable: dict[Path, str] = field(default_factory=dict)
+    available: int = 0
+
+    def __post_init__(self) -> None:
+        self.available = self.available or len(self.paths)
+
+    def batches(self, model: Model) -> Iterator[Tensor]:
+        """Yield normalised images ``(N, C, H, W)``; unreadable files are noted and passed over.
+
+        Raises:
+            ValueError: No file could be read.
+        """
+        readable = 0
+        for batch in batches(self.paths, model.prepare, model.channels, self.batch_size, f"Reading for {model.name}"):
+            self.unreadable |= {sample.path: sample.error for sample in batch if sample.error}
+            if images := [sample.image for sample in batch if not sample.error]:
+                readable += len(images)
+                yield torch.stack(images)
+        if not readable:
+            raise ValueError(next(iter(self.unreadable.values()), "no image files"))
+
+    def some(self, count: int) -> "ImageFiles":
+        """Return at most ``count`` of the files, evenly spread over their order, and none known to be unreadable."""
+        paths = [path for path in self.paths if path not in self.unreadable]
+        if len(paths) <= count:
+            return ImageFiles(paths, self.batch_size, available=self.available)
+        # The middles of equal parts: sorted folders of classes are drawn from alike.
+        places = np.floor((np.arange(count) + 0.5) * len(paths) / count).astype(int)
+        return ImageFiles([paths[place] for place in places], self.batch_size, available=self.available)
