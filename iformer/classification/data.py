@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import lightning
 import numpy as np
-import torch
 from pydantic import Field
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.layers import to_2tuple
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -27,15 +26,15 @@ from iformer.classification.sources import (
     open_split,
 )
 from iformer.common.ranges import Count, NotNegativeInt, Positive, Range, Share, ShareRange, Size, checked
-from iformer.training.resumable import ResumableBatchSampler, SeededDataset, position, run_seed
-from iformer.training.workers import leave_signals_to_the_run
+from iformer.training.data import DataModule
+from iformer.training.resumable import ResumableBatchSampler, position, run_seed
 
 CropMode = Literal["center", "squash", "border"]
 ErasingMode = Literal["pixel", "rand", "const"]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
-class ImageData(lightning.LightningDataModule):
+class ImageData(DataModule):
     """Labelled images from class folders, tar files, Hugging Face datasets or WebDataset shards.
 
     Batches are ``(N, C, H, W)`` normalised float32 images and ``(N,)`` labels. Mixup and CutMix, which mix a batch,
@@ -126,7 +125,7 @@ class ImageData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.settings: Any = self.hparams
+        self.settings = self.hparams
         self.class_names: tuple[str, ...] = ()
         self.batch_size = batch_size
         # Of each kind of split: the reader, the labels of all that it reads, and the indices to use.
@@ -236,8 +235,9 @@ class ImageData(lightning.LightningDataModule):
         if settings.crop_padding:
             size = self._input_size()[1:]
             resize = transforms.Resize(size, transforms.InterpolationMode(settings.interpolation))
-            # timm's first is the random resized crop.
-            transform.transforms[:1] = [resize, transforms.RandomCrop(size, settings.crop_padding)]
+            window = transforms.Compose([resize, transforms.RandomCrop(size, settings.crop_padding)])
+            crops = [isinstance(step, RandomResizedCropAndInterpolation) for step in transform.transforms]
+            transform.transforms[crops.index(True)] = window
         return transform
 
     def eval_transform(self) -> transforms.Compose:
@@ -270,35 +270,21 @@ class ImageData(lightning.LightningDataModule):
         settings, seed = self.settings, run_seed()
         reader, labels, indices = self._parts[kind]
         streamed, training = settings.reader == "wds", kind == "train"
-        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         length = reader.num_samples if streamed else len(indices)
         tolerance = Tolerance(settings.on_error == "skip", settings.max_error_share, length)
-        options: dict[str, Any] = {
-            "num_workers": settings.num_workers,
-            "worker_init_fn": leave_signals_to_the_run,
-            "pin_memory": settings.pin_memory and torch.cuda.is_available(),
-            "persistent_workers": settings.num_workers > 0,
-        }
         if streamed:
-            batches = length // (batch_size * ranks[1]) if training else None
+            count = length // (batch_size * self.rank[1]) if training else None
             images = ShardedImages(
-                reader, self.num_classes, transform, settings.in_chans, tolerance, batches, batch_size, seed, *ranks
+                reader, self.num_classes, transform, settings.in_chans, tolerance, count, batch_size, seed, *self.rank
             )
             epoch = position(self.trainer)[0] if training and self.trainer else 0
-            return ShardLoader(images, batch_size=batch_size, epoch=epoch, **options)
+            return ShardLoader(images, batch_size=batch_size, epoch=epoch, **self.loader_options)
         dataset = LabelledImages(reader, labels, indices, transform, settings.in_chans, tolerance)
-        sampler = ResumableBatchSampler(
-            length,
-            batch_size,
-            seed,
-            *ranks,
-            shuffle=training,
-            drop_last=training,
-            repeats=settings.repeats if training else 1,
+        repeats = settings.repeats if training else 1
+        batches = ResumableBatchSampler(
+            length, batch_size, seed, *self.rank, shuffle=training, drop_last=training, repeats=repeats
         )
-        if training and self.trainer:
-            sampler.begin_with(self.trainer)
-        return DataLoader(SeededDataset(dataset, seed), batch_sampler=sampler, **options)
+        return self.loader(dataset, batches, training)
 
 
 class ShardLoader(DataLoader):

@@ -3,10 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import lightning
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
@@ -15,8 +12,8 @@ from torchvision.transforms import v2
 from iformer.common.images import UnreadableImageError, read_image
 from iformer.common.ranges import Count, NotNegativeInt, Share, checked
 from iformer.detection.annotations import Annotations, read, targets
-from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
-from iformer.training.workers import leave_signals_to_the_run
+from iformer.training.data import DataModule
+from iformer.training.resumable import ResumableBatchSampler, run_seed
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 
@@ -25,7 +22,7 @@ MUCH = 0.05  # of the annotations: where training learns nothing from more of th
 logger = logging.getLogger(__name__)
 
 
-class CocoData(lightning.LightningDataModule):
+class CocoData(DataModule):
     """Images with annotations in COCO's format.
 
     Batches are N images ``(3, H, W)`` of their own size with values from 0 to 1, and N targets, see
@@ -68,7 +65,7 @@ class CocoData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.settings: Any = self.hparams
+        self.settings = self.hparams
         self.batch_size = batch_size
         self.class_names: tuple[str, ...] = ()
         self.category_ids: tuple[int, ...] = ()
@@ -114,19 +111,12 @@ class CocoData(lightning.LightningDataModule):
         return self.val_dataloader()
 
     def _loader(self, split: str, batch_size: int) -> DataLoader:
-        images, workers = self._splits[split], self.settings.num_workers
-        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": collate}
-        options["worker_init_fn"] = leave_signals_to_the_run
-        options["pin_memory"] = self.settings.pin_memory and torch.cuda.is_available()
-        seed = run_seed()
+        images, where = self._splits[split], (batch_size, run_seed(), *self.rank)
         if split == "train":
-            batches: ResumableBatchSampler = AspectBatchSampler(images.wide(), batch_size, seed, *ranks)
+            batches: ResumableBatchSampler = AspectBatchSampler(images.wide(), *where)
         else:
-            batches = ResumableBatchSampler(len(images), batch_size, seed, *ranks, shuffle=False, drop_last=False)
-        if split == "train" and self.trainer:
-            batches.begin_with(self.trainer)
-        return DataLoader(SeededDataset(images, seed), batch_sampler=batches, **options)
+            batches = ResumableBatchSampler(len(images), *where, shuffle=False, drop_last=False)
+        return self.loader(images, batches, split == "train", collate_fn=collate)
 
 
 def _require_learnable(annotations: Annotations) -> None:

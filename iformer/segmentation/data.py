@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-import lightning
 import numpy as np
 import torch
 from pydantic import Field
@@ -19,8 +18,8 @@ from torchvision import tv_tensors
 from iformer.common.images import UnreadableImageError, find_images, read_image
 from iformer.common.ranges import Byte, Count, Factor, NotNegativeInt, Positive, Range, Share, Size, checked
 from iformer.segmentation.transforms import IGNORE, EvaluationTransform, training_transform
-from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
-from iformer.training.workers import leave_signals_to_the_run
+from iformer.training.data import DataModule
+from iformer.training.resumable import ResumableBatchSampler, run_seed
 
 MapValue = Annotated[int, Field(ge=0, lt=1 << 16)]
 
@@ -106,7 +105,7 @@ class LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
         return found, count
 
 
-class SegmentationData(lightning.LightningDataModule):
+class SegmentationData(DataModule):
     """Folders of images and of label maps: greyscale or palette images with a class in each pixel.
 
     Training batches are ``(N, 3, H, W)`` normalised float32 crops and ``(N, H, W)`` uint8 labels, 255 where there is
@@ -177,7 +176,7 @@ class SegmentationData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.settings: Any = self.hparams
+        self.settings = self.hparams
         self.batch_size = batch_size
         self.class_names = tuple(class_names) if not isinstance(class_names, str) else _read_names(class_names)
         self.palette = [tuple(colour) for colour in palette or default_palette(len(self.class_names))]
@@ -278,21 +277,10 @@ class SegmentationData(lightning.LightningDataModule):
     def _loader(self, kind: str, transform: Transform, batch_size: int) -> DataLoader:
         training = kind == "train"
         dataset = self._scenes(kind, transform)
-        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = ResumableBatchSampler(
-            len(dataset), batch_size, run_seed(), *ranks, shuffle=training, drop_last=training
+        batches = ResumableBatchSampler(
+            len(dataset), batch_size, run_seed(), *self.rank, shuffle=training, drop_last=training
         )
-        if training and self.trainer:
-            sampler.begin_with(self.trainer)
-        return DataLoader(
-            SeededDataset(dataset, run_seed()),
-            batch_sampler=sampler,
-            num_workers=self.settings.num_workers,
-            worker_init_fn=leave_signals_to_the_run,
-            pin_memory=self.settings.pin_memory and torch.cuda.is_available(),
-            persistent_workers=self.settings.num_workers > 0,
-            collate_fn=default_collate if training else _collate_whole,
-        )
+        return self.loader(dataset, batches, training, collate_fn=default_collate if training else _collate_whole)
 
     def _scenes(self, kind: str, transform: Transform) -> LabelledScenes:
         return LabelledScenes(self._pairs[kind], self._table(), transform, self._expected())

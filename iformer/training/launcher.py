@@ -1,37 +1,33 @@
 """``iformer fit | validate | test``: LightningCLI over recipes, whose class_path finds tasks and data."""
 
 import contextlib
-import dataclasses
 import difflib
-import inspect
 import json
 import logging
 import os
-import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, Namespace
-from jsonargparse._util import import_object
+from jsonargparse import ArgumentError
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pydantic import Field
 
 from iformer.common.provenance import provenance
-from iformer.common.ranges import Count, NotNegative, NotNegativeInt, Share, in_words, require
+from iformer.common.ranges import Count, NotNegative, NotNegativeInt, Share, require
 from iformer.training import checkpoints
 from iformer.training.callbacks import ImagesPerSecond, ProgressBar, SharedBatchNorm, TrainingHealth
 from iformer.training.resumable import SeededSteps, run_seed
 from iformer.training.run_state import MetricsLog, RunRecord, locked
+from iformer.training.user_errors import explain, require_data, user_errors
 
 RECIPES = Path(str(files("iformer"))) / "recipes"
 
@@ -47,14 +43,8 @@ def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
         ValueError: An argument or a key of the recipe is wrong, in one line that names it.
         OSError: A file is missing or cannot be written.
     """
-    # Exactly resumable, but not by the interface that Lightning looks for; see resumable.py.
-    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")
     name, arguments = resolve_recipes(arguments)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
-    with _user_errors(), contextlib.ExitStack() as stack:
+    with user_errors(), _quiet(), contextlib.ExitStack() as stack:
         cli = _CLI(name, [verb, *arguments], stack)
     metrics = {name: round(float(value), 6) for name, value in cli.trainer.callback_metrics.items()}
     per_class = getattr(cli.model, "per_class", None)
@@ -62,24 +52,31 @@ def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
     return {**results, **provenance(run_seed())}
 
 
+NOT_THE_USERS = (
+    ".*your dataloader is not resumable.*",  # it is, but not by the interface that Lightning looks for
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*LeafSpec.*",
+)
+"""Warnings about what is as it is meant to be."""
+
+
 @contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """What Lightning and torch raise for a user's mistake, as a ValueError of one line; Ctrl-C as what it is."""
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advertisements, and warnings about what is as it is meant to be, from the user."""
+    lightning = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "litlogger" not in str(record.msg)
+
+    lightning.addFilter(wanted)
     try:
-        yield
-    except MisconfigurationException as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    except pickle.UnpicklingError as error:
-        raise ValueError("the checkpoint is not one, or holds more than weights and plain values") from error
-    except RuntimeError as error:
-        first, _, rest = str(error).partition("\n")
-        if not first.startswith("Error(s) in loading state_dict"):
-            raise
-        raise ValueError(f"the checkpoint does not fit the model: {rest.strip().splitlines()[0].strip()}") from error
-    except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning ends with status 1
-            raise KeyboardInterrupt from end
-        raise
+        with warnings.catch_warnings():
+            for message in NOT_THE_USERS:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        lightning.removeFilter(wanted)
 
 
 def resolve_recipes(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -137,50 +134,6 @@ def _unknown_recipe(name: str) -> str:
     return f"--config {name}: no such file or recipe; expected a YAML file or one of {', '.join(near)}"
 
 
-def explain(message: str, known: Sequence[str]) -> str:
-    """What jsonargparse says in many lines, in one: the key and what is wrong with it.
-
-    Args:
-        message: jsonargparse's.
-        known: Keys that exist outside of the classes that ``message`` names.
-    """
-    message = re.sub(r"\s+", " ", message)
-    unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: )(?:--)?([\w.+-]+)", message)
-    if unknown:
-        names = [
-            *known,
-            *(name for path in re.findall(r"class_path '([\w.]+)'", message) for name in _parameters(path)),
-        ]
-        # By its last part too: a nested class is not told where it stands.
-        parts = {name.rpartition(".")[2]: name for name in names} | {name: name for name in names}
-        near = difflib.get_close_matches(unknown[1], parts, n=1, cutoff=0.6)
-        return f"unknown key {unknown[1]}{f', did you mean {parts[near[0]]}?' if near else ' (see --help)'}"
-    if missing := re.search(r"(?:No module named|has no attribute|Unexpected import path format).*?(?= - |$)", message):
-        return f"class_path: {missing[0]}"
-    if wrong := re.search(r"(Input should be .*?|Value error, .*?) \[type=.*?input_value=(.*?), input_type", message):
-        where = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
-        return f"{where}: {in_words(wrong[1])}, got {wrong[2].strip(chr(39))}"
-    keys = re.findall(r'Parser key "([\w.]+)"', message)
-    expected = re.search(r"Expected an? (?:<class '(\w+)'>|(.+?)(?:\. Got|;|$))", message)
-    value = re.search(r"(?:Got|Given) value: (.*?)(?: - |$)", message)
-    if keys and value and (choices := re.findall(r"Literal\[(.*?)\]", message)):
-        known_values = ", ".join(dict.fromkeys(", ".join(choices).split(", ")))
-        return f"{'.'.join(dict.fromkeys(keys))}: expected one of {known_values}, got {value[1][:80]}"
-    if keys and expected and value:
-        return f"{'.'.join(dict.fromkeys(keys))}: expected {expected[1] or expected[2]}, got {value[1][:80]}"
-    return message if len(message) < 400 else f"{message[:400]}..."
-
-
-def _parameters(path: str) -> list[str]:
-    """Arguments of the class or function ``path``, and the fields of those that are data classes."""
-    names = []
-    for name, parameter in inspect.signature(import_object(path)).parameters.items():
-        names.append(name)
-        if dataclasses.is_dataclass(parameter.annotation):
-            names += [f"{name}.{field.name}" for field in dataclasses.fields(parameter.annotation)]
-    return names
-
-
 TRAINER: dict[str, Any] = {
     "accumulate_grad_batches": Count,
     "check_val_every_n_epoch": Count | None,
@@ -202,24 +155,12 @@ TRAINER: dict[str, Any] = {
 """Ranges of those of Lightning's settings that it does not check itself, or with a traceback."""
 
 
-def require_data(value: Any, key: str) -> None:
-    """Raise ValueError where a dictionary below ``key``, ``model_args`` say, names a class, which would be made."""
-    if isinstance(value, Mapping | Namespace):
-        items = vars(value) if isinstance(value, Namespace) else value
-        if "class_path" in items:
-            raise ValueError(f"{key}: names the class {items['class_path']}, expected plain values")
-        for name, inner in items.items():
-            require_data(inner, f"{key}.{name}")
-    elif isinstance(value, list | tuple):
-        for number, inner in enumerate(value):
-            require_data(inner, f"{key}[{number}]")
-
-
 class _CLI(LightningCLI):
     """LightningCLI with this project's defaults: folder of the run, loggers, callbacks, resumption, export."""
 
     def __init__(self, recipe: str, args: list[str], stack: contextlib.ExitStack) -> None:
         self.recipe, self.stack = recipe, stack
+        self.parsers: list[LightningArgumentParser] = []
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
@@ -246,7 +187,8 @@ class _CLI(LightningCLI):
         return {verb: arguments for verb, arguments in LightningCLI.subcommands().items() if verb != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Checkpoints have a section of their own in a recipe."""
+        """Give checkpoints a section of their own in a recipe; called for each verb."""
+        self.parsers.append(parser)
         parser.add_lightning_class_args(checkpoints.RunCheckpoint, "checkpoint")
         parser.add_argument("--resume", action="store_true", help="Take the newest checkpoint of the run's folder.")
 
@@ -266,12 +208,14 @@ class _CLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            known = [action.dest for action in self._subcommand_parsers[args[0]]._actions]
-            raise ValueError(explain(str(error), known)) from error
+            raise ValueError(explain(str(error), list(self._parser_of(args[0]).get_defaults().keys()))) from error
         config = self.config[self.config.subcommand]
         require("seed_everything", config.seed_everything, bool | Annotated[int, Field(ge=0, lt=1 << 32)] | None)
         for name, kind in TRAINER.items():
             require(f"trainer.{name}", config.trainer[name], kind)
+
+    def _parser_of(self, verb: str) -> LightningArgumentParser:
+        return dict(zip(self.subcommands(), self.parsers, strict=True))[verb]
 
     def instantiate_classes(self) -> None:
         """As Lightning does.
@@ -293,7 +237,7 @@ class _CLI(LightningCLI):
         if config.ckpt_path is not None:
             config.ckpt_path = os.path.expanduser(config.ckpt_path)
         config.trainer.default_root_dir = os.path.expanduser(config.trainer.default_root_dir)
-        self.settings = self._subcommand_parsers[self.subcommand].dump(config, skip_none=False)
+        self.settings = self._parser_of(self.subcommand).dump(config, skip_none=False)
         if config.resume or config.ckpt_path:  # the checkpoint has all weights: nothing is to be fetched
             arguments = config.model.init_args
             for name in [name for name in vars(arguments) if name.startswith("pretrained")]:
@@ -308,7 +252,8 @@ class _CLI(LightningCLI):
         """Add what every run has."""
         config = self.config[self.subcommand]
         self.run_folder = Path(config.trainer.default_root_dir)
-        logger = self._get(self.config_init, "trainer").logger
+        given = self.config_init[self.subcommand].trainer
+        logger = given.logger
         if self.subcommand != "fit" and logger is None:
             kwargs["logger"] = False
         elif logger is None or logger is True:
@@ -321,19 +266,21 @@ class _CLI(LightningCLI):
             SharedBatchNorm(),
             *([] if config.trainer.fast_dev_run else [RunRecord(self.recipe, self.settings)]),
         ]
-        kwargs["plugins"] = [*(self._get(self.config_init, "trainer").plugins or []), checkpoints.AtomicCheckpointIO()]
+        kwargs["plugins"] = [*(given.plugins or []), checkpoints.AtomicCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
         except TypeError as error:  # the error of CPUs about `devices`, for one
             raise ValueError(f"trainer: {error} (devices is {config.trainer.devices})") from error
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        arguments = super()._prepare_subcommand_kwargs(subcommand)
-        if self.config[subcommand].resume:
-            arguments["ckpt_path"] = str(checkpoints.newest(self.run_folder))
-        if (path := arguments.get("ckpt_path")) and Path(path).exists():
-            checkpoints.require_plain(Path(path))
-        return arguments
+    def _find_checkpoint(self) -> None:
+        """Name the checkpoint to go on from, or to evaluate, and see that it is a plain one."""
+        settings = self.config_init[self.subcommand]
+        if settings.resume:
+            settings.ckpt_path = str(checkpoints.newest(self.run_folder))
+        if settings.ckpt_path and Path(settings.ckpt_path).exists():
+            checkpoints.require_plain(Path(settings.ckpt_path))
+
+    before_validate = before_test = _find_checkpoint
 
     def before_fit(self) -> None:
         """Keep others out of the run's folder, and look at what an earlier run left.
@@ -343,6 +290,7 @@ class _CLI(LightningCLI):
         """
         if self.trainer.is_global_zero:
             self.stack.enter_context(locked(self.run_folder))
+        self._find_checkpoint()
         if self.config.fit.resume or self.config.fit.trainer.fast_dev_run:
             return
         if checkpoints.available(self.run_folder):

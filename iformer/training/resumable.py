@@ -4,11 +4,7 @@ The order of an epoch depends on ``(seed, epoch)``, the augmentation of a sample
 and what the model and Mixup draw in a training step on ``(seed, rank, epoch, batch)``. A run that starts again in the
 middle of an epoch therefore goes on as if it had never stopped, whatever the number of loader workers.
 
-A datamodule needs three lines, the last with :func:`~iformer.training.workers.leave_signals_to_the_run`::
-
-    batches = ResumableBatchSampler(len(dataset), batch_size, run_seed(), trainer.global_rank, trainer.world_size)
-    batches.begin_with(trainer)
-    DataLoader(SeededDataset(dataset, run_seed()), batch_sampler=batches, worker_init_fn=leave_signals_to_the_run)
+:class:`iformer.training.data.DataModule` says what a datamodule needs for it.
 """
 
 import os

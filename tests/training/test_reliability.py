@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from iformer.classification.task import ClassificationTask
 from iformer.training import checkpoints
 from iformer.training.callbacks import NonFiniteLossError
+from iformer.training.data import leave_signals_to_the_run
 from iformer.training.launcher import run
-from iformer.training.workers import leave_signals_to_the_run
 from tests.training.processes import CONTEXT, start, wait_for
 from tests.training.tiny import log_of, recipe
 

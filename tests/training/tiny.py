@@ -7,6 +7,7 @@ import subprocess
 import time
 import unittest.mock
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
@@ -16,8 +17,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.fsdp._common_utils import _FSDPDeviceHandle
 from torch.utils.data import DataLoader, Dataset
 
-from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run_seed
-from iformer.training.workers import leave_signals_to_the_run
+from iformer.training.data import DataModule
+from iformer.training.resumable import ResumableBatchSampler, run_seed
 
 MODEL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [2, 2, 2, 2], "attention_heads": [1, 1, 1, 1]}
 
@@ -39,7 +40,7 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
         return image.float(), index % self.classes
 
 
-class TinyData(lightning.LightningDataModule):
+class TinyData(DataModule):
     def __init__(
         self,
         batch_size: int = 4,
@@ -52,40 +53,32 @@ class TinyData(lightning.LightningDataModule):
         label_offset: int = 0,
     ) -> None:
         super().__init__()
-        self.batch_size, self.length, self.workers, self.repeats = batch_size, length, workers, repeats
+        self.settings = SimpleNamespace(num_workers=workers, pin_memory=False)
+        self.batch_size, self.length, self.repeats = batch_size, length, repeats
         self.augment, self.broken_batch, self.label_offset = augment, broken_batch, label_offset
         self.class_names = [f"class {i}" for i in range(classes)]
 
-    def loader(self, training: bool) -> DataLoader:
-        assert self.trainer is not None
+    def images(self, training: bool) -> DataLoader:
         batches = ResumableBatchSampler(
             self.length,
             self.batch_size,
             run_seed(),
-            self.trainer.global_rank,
-            self.trainer.world_size,
+            *self.rank,
             shuffle=training,
             drop_last=training,
             repeats=self.repeats if training else 1,
         )
-        if training:
-            batches.begin_with(self.trainer)
         images = Images(self.length, len(self.class_names), training and self.augment)
-        return DataLoader(
-            SeededDataset(images, run_seed()),
-            batch_sampler=batches,
-            num_workers=self.workers if training else 0,
-            worker_init_fn=leave_signals_to_the_run,
-        )
+        return self.loader(images, batches, training)
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(True)
+        return self.images(True)
 
     def val_dataloader(self) -> DataLoader:
-        return self.loader(False)
+        return self.images(False)
 
     def test_dataloader(self) -> DataLoader:
-        return self.loader(False)
+        return self.images(False)
 
     def on_before_batch_transfer(self, batch, dataloader_idx):  # type: ignore[no-untyped-def]
         images, labels = batch

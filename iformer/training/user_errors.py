@@ -1,0 +1,96 @@
+"""A user's mistakes in recipes, arguments and checkpoints, as errors of one line."""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pkgutil import resolve_name
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from iformer.common.ranges import in_words
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """What Lightning and torch raise for a user's mistake, as a ValueError of one line; Ctrl-C as what it is."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError("the checkpoint is not one, or holds more than weights and plain values") from error
+    except RuntimeError as error:
+        first, _, rest = str(error).partition("\n")
+        if not first.startswith("Error(s) in loading state_dict"):
+            raise
+        raise ValueError(f"the checkpoint does not fit the model: {rest.strip().splitlines()[0].strip()}") from error
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning ends with status 1
+            raise KeyboardInterrupt from end
+        raise
+
+
+def explain(message: str, known: Sequence[str]) -> str:
+    """Return what jsonargparse says in many lines in one: the key and what is wrong with it.
+
+    jsonargparse raises the same exception with other prose for every mistake, and has no other account of it.
+    ``tests/training/test_ranges.py`` and ``test_recipes.py`` fail when its words change.
+
+    Args:
+        message: The message of jsonargparse's exception.
+        known: Keys that exist outside of the classes that ``message`` names.
+    """
+    message = re.sub(r"\s+", " ", message)
+    unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: )(?:--)?([\w.+-]+)", message)
+    if unknown:
+        names = [
+            *known,
+            *(name for path in re.findall(r"class_path '([\w.]+)'", message) for name in _parameters(path)),
+        ]
+        # By its last part too: a nested class is not told where it stands.
+        parts = {name.rpartition(".")[2]: name for name in names} | {name: name for name in names}
+        near = difflib.get_close_matches(unknown[1], parts, n=1, cutoff=0.6)
+        return f"unknown key {unknown[1]}{f', did you mean {parts[near[0]]}?' if near else ' (see --help)'}"
+    if missing := re.search(r"(?:No module named|has no attribute|Unexpected import path format).*?(?= - |$)", message):
+        return f"class_path: {missing[0]}"
+    if wrong := re.search(r"(Input should be .*?|Value error, .*?) \[type=.*?input_value=(.*?), input_type", message):
+        where = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
+        return f"{where}: {in_words(wrong[1])}, got {wrong[2].strip(chr(39))}"
+    keys = re.findall(r'Parser key "([\w.]+)"', message)
+    expected = re.search(r"Expected an? (?:<class '(\w+)'>|(.+?)(?:\. Got|;|$))", message)
+    value = re.search(r"(?:Got|Given) value: (.*?)(?: - |$)", message)
+    if keys and value and (choices := re.findall(r"Literal\[(.*?)\]", message)):
+        known_values = ", ".join(dict.fromkeys(", ".join(choices).split(", ")))
+        return f"{'.'.join(dict.fromkeys(keys))}: expected one of {known_values}, got {value[1][:80]}"
+    if keys and expected and value:
+        return f"{'.'.join(dict.fromkeys(keys))}: expected {expected[1] or expected[2]}, got {value[1][:80]}"
+    return message if len(message) < 400 else f"{message[:400]}..."
+
+
+def _parameters(path: str) -> list[str]:
+    """Arguments of the class or function ``path``, and the fields of those that are data classes."""
+    names = []
+    for name, parameter in inspect.signature(resolve_name(path)).parameters.items():
+        names.append(name)
+        if dataclasses.is_dataclass(parameter.annotation):
+            names += [f"{name}.{field.name}" for field in dataclasses.fields(parameter.annotation)]
+    return names
+
+
+def require_data(value: Any, key: str) -> None:
+    """Raise ValueError where a dictionary below ``key``, ``model_args`` say, names a class, which would be made."""
+    if isinstance(value, Mapping | Namespace):
+        items = vars(value) if isinstance(value, Namespace) else value
+        if "class_path" in items:
+            raise ValueError(f"{key}: names the class {items['class_path']}, expected plain values")
+        for name, inner in items.items():
+            require_data(inner, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            require_data(inner, f"{key}[{number}]")
