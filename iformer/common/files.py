@@ -20,7 +20,7 @@ A_DAY = 24 * 60 * 60
 
 @contextmanager
 def replaced(folder: Path, named: Path | None = None) -> Iterator[Path]:
-    """A temporary folder whose files replace those of ``folder`` when they are complete.
+    """Give a temporary folder whose files replace those of ``folder`` when they are complete.
 
     It is a hidden folder inside ``folder``, because a file is renamed atomically only within a file system. A process
     that is killed leaves its own behind, which the next one to write there removes.
@@ -48,6 +48,27 @@ def replaced(folder: Path, named: Path | None = None) -> Iterator[Path]:
         if error.errno is None or not ours:
             raise
         raise OSError(f"{named or folder}: cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def written(file: Path) -> Iterator[Path]:
+    """Give the path of a temporary file that takes the place of ``file`` when it is complete.
+
+    Raises:
+        OSError: It could not be written, and an earlier file is kept; names ``file``.
+    """
+    with replaced(file.parent, named=file) as folder:
+        yield folder / file.name
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file, completely or not at all.
+
+    Raises:
+        OSError: It could not be written, and an earlier file is kept; names ``file``.
+    """
+    with written(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _remove_leftovers(folder: Path) -> None:

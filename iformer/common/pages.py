@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from iformer.common.files import replaced
+from iformer.common.files import write_text, written
 from iformer.common.plotting import quiet_fonts
 from iformer.common.terminal import printable
 
@@ -56,7 +56,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         finalize=lambda value: escape(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     environment.filters["code"] = lambda text: Markup(printable(text))  # for blocks of code in Markdown
-    path.write_text(environment.get_template(template).render(**values), encoding="utf-8")
+    write_text(path, environment.get_template(template).render(**values))
 
 
 def markdown(text: str) -> str:
@@ -73,10 +73,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     Raises:
         OSError: The table could not be written, and an earlier one is kept; names ``path``.
     """
-    with (
-        replaced(path.parent, named=path) as temporary,
-        open(temporary / path.name, "w", newline="", encoding="utf-8") as file,
-    ):
+    with written(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([_cell(value) for value in row] for row in rows)
 
 

@@ -1,5 +1,6 @@
-"""Figures of a training run, and the style of all figures."""
+"""The style, the colours and the writing of all figures, and those that several rooms draw."""
 
+import colorsys
 import csv
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from iformer.common.files import replaced
+from iformer.common.files import written
 from iformer.common.terminal import printable
 
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#D55E00", "#009E73", "#CC3311"  # told apart by colour-blind readers too
+# Okabe and Ito's palette, told apart with any colour vision.
+BLUE, ORANGE, GREEN, PURPLE, RED = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#CC3311"
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -23,8 +25,47 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-    "svg.fonttype": "none",
+    "svg.fonttype": "none",  # text stays text
 }
+"""The style of figures on pages."""
+
+PAPER_STYLE: dict[Any, Any] = {
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6,
+    "ytick.labelsize": 6,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.titlepad": 3,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.5,
+    "pdf.fonttype": 42,  # text stays text, as publishers ask
+    "svg.fonttype": "none",
+    "svg.hashsalt": "iformer",  # the same figure gives the same file
+    "figure.dpi": 300,
+}
+"""The style of figures that are as wide as a paper's column."""
+
+Colour = tuple[int, int, int]
+
+
+def bright_colour(label: int) -> Colour:
+    """Return a bright colour for a class, far from its neighbours': steps of the golden angle around the hues."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.85, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def default_palette(length: int) -> list[Colour]:
+    """Return colours that differ, none black: PASCAL VOC's, which spread a class's bits over the three channels."""
+    palette = []
+    for label in range(1, length + 1):
+        bits = [sum((label >> (3 * place + channel) & 1) << (7 - place) for place in range(8)) for channel in range(3)]
+        palette.append((bits[0], bits[1], bits[2]))
+    return palette
 
 
 def short(name: object, longest: int = 32) -> str:
@@ -107,8 +148,8 @@ def save_figure(figure: Figure, file: Path, dpi: int = 150) -> None:
     Raises:
         OSError: It could not be written, and an earlier one is kept; names ``file``.
     """
-    with replaced(file.parent, named=file) as temporary, quiet_fonts():
-        figure.savefig(temporary / file.name, dpi=dpi)
+    with written(file) as temporary, quiet_fonts():
+        figure.savefig(temporary, dpi=dpi, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 def prediction_grid(

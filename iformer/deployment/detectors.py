@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from iformer.common.files import replaced
+from iformer.common.files import written
 from iformer.deployment import engines
 from iformer.detection.model import Detector
 from iformer.models.saved import Model
@@ -53,11 +53,10 @@ def write(model: Model, file: Path, images: Sequence[Tensor]) -> dict[str, Any]:
         raise ValueError(f"{file}: the file to write must end in .onnx")
     for package in ("onnx", "onnxruntime"):
         engines.require(package)
-    with replaced(file.parent, named=file) as temporary:
-        written = temporary / file.name
-        _write(model.network, written, images[0])
-        _describe(written, model.config)
-        objects, largest = check(model.network, written, images)
+    with written(file) as temporary:
+        _write(model.network, temporary, images[0])
+        _describe(temporary, model.config)
+        objects, largest = check(model.network, temporary, images)
     return {"images": len(images), "objects": objects, "largest_difference": largest}
 
 

@@ -23,7 +23,7 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from iformer.common.files import replaced
+from iformer.common.files import written
 from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
 from iformer.deployment.fuse import fuse
@@ -67,8 +67,7 @@ def write(model: Model, file: Path, kind: str, precision: str, images: Tensor, d
         raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
     example = torch.zeros_like(images[:1])  # torch.export keeps it in the file, where images of the user's must not be
     about = metadata(model, precision)
-    with replaced(file.parent, named=file) as folder:
-        temporary = folder / file.name
+    with written(file) as temporary:  # an .xml brings its .bin with it
         writer = {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch_export}[kind]
         with quiet():
             writer(model.network, about, temporary, precision, images, example, dynamic)

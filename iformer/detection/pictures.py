@@ -1,6 +1,5 @@
 """Pictures of detections."""
 
-import colorsys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,15 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from iformer.common.plotting import short
-
-Colour = tuple[int, int, int]
-
-
-def colour(label: int) -> Colour:
-    """A bright colour for each label, neighbours far apart: steps of the golden angle around the circle of hues."""
-    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.85, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
+from iformer.common.plotting import Colour, bright_colour, short
 
 
 def draw(
@@ -41,7 +32,7 @@ def draw(
         names: Of the objects; there may be more of them.
         file: To write.
     """
-    colours = [colour(label) for label in labels.tolist()]
+    colours = [bright_colour(label) for label in labels.tolist()]
     picture = to_pil_image(_blended(image, masks, colours))
     pen = ImageDraw.Draw(picture)
     size = max(11, round(max(picture.size) / 50))

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iformer.common import pages
+from iformer.common.files import write_text
 from iformer.common.plotting import label, short
 from iformer.common.provenance import provenance
 from iformer.frequency import figures, layers, receptive_field
@@ -114,7 +115,7 @@ def analyze(
         "definitions": DEFINITIONS,
         "provenance": provenance(seed),
     }
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
     _write_pages(output, results, drawn)
     return results
 

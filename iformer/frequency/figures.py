@@ -20,37 +20,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from iformer.common.plotting import label, quiet_fonts, short
+from iformer.common.plotting import BLUE, GREEN, ORANGE, PAPER_STYLE, label, quiet_fonts, save_figure, short
 from iformer.frequency.layers import BRANCHES, Layer
 from iformer.frequency.measurement import BranchInStage, Measurement
 
 COLUMN, PAGE = 3.15, 6.7  # inches: 8 and 17 cm
-COLOURS = dict(zip(BRANCHES, ("#0072B2", "#D55E00", "#009E73"), strict=True))  # Okabe and Ito
+COLOURS = dict(zip(BRANCHES, (BLUE, ORANGE, GREEN), strict=True))
 MARKERS = dict(zip(BRANCHES, "so^", strict=True))
 SPECTRA, DEPTH, HEAT = "viridis", "cividis", "inferno"
-
-_STYLE: dict[Any, Any] = {
-    "font.size": 7,
-    "axes.titlesize": 7,
-    "axes.labelsize": 7,
-    "xtick.labelsize": 6,
-    "ytick.labelsize": 6,
-    "legend.fontsize": 6.5,
-    "legend.frameon": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "axes.titlepad": 3,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "iformer",  # the same figure gives the same file
-    "figure.dpi": 300,
-}
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """The settings that the figures are drawn and are to be saved with."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PAPER_STYLE):
         yield
 
 
@@ -63,8 +46,8 @@ def save(figure: Figure, path: Path) -> None:
     with style(), quiet_fonts():
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # what has been laid out once stays, which saves most of the time
-        figure.savefig(path.with_suffix(".png"), dpi=300)
-        figure.savefig(path.with_suffix(".svg"), dpi=300, metadata={"Date": None})
+        for suffix in (".png", ".svg"):
+            save_figure(figure, path.with_suffix(suffix), dpi=300)
 
 
 def _two_lines(name: str) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from iformer.common.files import replaced
+from iformer.common.files import written
 from iformer.models.inception_transformer import resize_pos_embed
 
 # Released name -> ours, applied in order. The released blocks of stage N are blocksN, its position embedding
@@ -161,8 +161,8 @@ def convert_official(source: str | Path, target: str | Path, model: str = "") ->
         )
     state_dict = {key: value.contiguous() for key, value in convert(state_dict).items()}
     preset, reason = preset_of(state_dict, source, model)
-    with replaced(target.parent, named=target) as temporary:
-        save_file(state_dict, temporary / target.name, metadata={"format": "pt", "architecture": preset})
+    with written(target) as temporary:
+        save_file(state_dict, temporary, metadata={"format": "pt", "architecture": preset})
     return preset, reason
 
 

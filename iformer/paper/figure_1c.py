@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -10,27 +9,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from iformer.common.plotting import BLUE, GREEN, ORANGE, PAPER_STYLE, PURPLE, save_figure
 from iformer.paper.published import TABLE_1, Row
 
-# Okabe and Ito's palette, told apart with any colour vision; markers tell the families of one colour apart.
-_COLOURS = {"CNN": "#0072B2", "ViT": "#009E73", "Hybrid": "#CC79A7"}
-_IFORMER = "#D55E00"
+# Markers tell the families of one colour apart.
+_COLOURS = {"CNN": BLUE, "ViT": GREEN, "Hybrid": PURPLE}
+_IFORMER = ORANGE
 _MARKERS = "osD^vPXd"
 
-_STYLE: dict[Any, Any] = {
-    "font.size": 7,
-    "axes.labelsize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 6.5,
-    "axes.linewidth": 0.6,
+_STYLE = {
+    **PAPER_STYLE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.5,
     "axes.axisbelow": True,
-    "pdf.fonttype": 42,  # text stays text, as publishers ask
 }
 
 
@@ -58,7 +50,7 @@ def draw(path: str | Path) -> None:
         right.set_xlabel("Multiply-adds (G)")
         left.set_ylabel("ImageNet-1K top-1 (%)")
         _legend(figure, lines)
-        figure.savefig(path)
+        save_figure(figure, Path(path), dpi=300)
 
 
 def _panel(axes: Axes, families: dict[str, list[Row]], quantity: str, ticks: list[int]) -> dict[str, list[Line2D]]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 
 from iformer.common.images import UnreadableImageError, find_images, read_image
+from iformer.common.plotting import default_palette
 from iformer.common.ranges import Byte, Count, Factor, NotNegativeInt, Positive, Range, Share, Size, checked
 from iformer.segmentation.transforms import IGNORE, EvaluationTransform, training_transform
 from iformer.training.data import DataModule
@@ -306,15 +307,6 @@ def _collate_whole(samples: list[tuple[Tensor, Tensor]]) -> Any:
     if len({part.shape for sample in samples for part in sample}) > 2:
         raise ValueError(f"eval_batch_size is {len(samples)}, but images differ in size; expected 1")
     return default_collate(samples)
-
-
-def default_palette(length: int) -> list[tuple[int, int, int]]:
-    """Colours that differ, none black: those of PASCAL VOC, which spread the bits of the class over three channels."""
-    palette = []
-    for label in range(1, length + 1):
-        bits = [sum((label >> (3 * place + channel) & 1) << (7 - place) for place in range(8)) for channel in range(3)]
-        palette.append((bits[0], bits[1], bits[2]))
-    return palette
 
 
 def _read_names(path: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import signal
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from iformer.common.files import written
 from iformer.common.ranges import Count, checked
 
 FOLDER = "checkpoints"  # in the folder of the run
@@ -59,27 +59,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: The file could not be written; names it.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place, because a file is renamed atomically only within a file system.
-        descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
         try:
-            with _interrupted_later():
-                with open(descriptor, "wb") as file:
-                    torch.save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-        except BaseException as error:
-            Path(temporary).unlink(missing_ok=True)
+            with _interrupted_later(), written(Path(path)) as temporary, open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
             # torch reports a failed write as a RuntimeError of its zip writer, behind which the reason may stand.
-            if isinstance(error, OSError | RuntimeError):
-                cause = error.__context__ if isinstance(error.__context__, OSError) else error
-                reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
-                raise OSError(
-                    f"{path}: the checkpoint could not be written ({reason}); earlier ones are kept"
-                ) from error
-            raise
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+            raise OSError(f"{path}: the checkpoint could not be written ({reason}); earlier ones are kept") from error
 
 
 class RunCheckpoint(Checkpoint):
@@ -131,8 +120,6 @@ class RunCheckpoint(Checkpoint):
         if not self.validation_due:
             self._limit_steps_again(trainer)
         self.previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
-        for leftover in folder(trainer).glob("*.part") if trainer.is_global_zero else ():
-            leftover.unlink()
 
     def _on_sigterm(self, *_: Any) -> None:
         self.terminated = True

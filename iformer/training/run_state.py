@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
-from iformer.common.files import replaced
+from iformer.common.files import write_text, written
 
 LOCK = "run.lock"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, a limit of the system's
@@ -139,10 +139,7 @@ class MetricsLog(Logger):
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         self.columns, self.rows = sorted({name for row in rows for name in row}), len(rows)
-        with (
-            replaced(self.file.parent, named=self.file) as temporary,
-            open(temporary / self.file.name, "w", newline="", encoding="utf-8") as file,
-        ):
+        with written(self.file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, self.columns)
             table.writeheader()
             table.writerows(rows)
@@ -227,9 +224,7 @@ class RunRecord(Callback):
                 "checkpoint to resume from: optimization.layer_decay cannot be set, or taken away, in between"
             )
         if trainer.is_global_zero:
-            file = Path(trainer.default_root_dir, "recipe.yaml")
-            with replaced(file.parent, named=file) as temporary:
-                (temporary / file.name).write_text(self.settings)
+            write_text(Path(trainer.default_root_dir, "recipe.yaml"), self.settings)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the log, and put the optimiser's settings and the learning rate to what they are now."""

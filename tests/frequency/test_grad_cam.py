@@ -66,7 +66,7 @@ def test_the_layer_has_a_where() -> None:
 
 def test_a_segmenters_backbone_through_a_score() -> None:
     torch.manual_seed(0)
-    model = semantic_fpn("iformer_nano", num_classes=4, img_size=64).eval()
+    model = semantic_fpn("iformer_nano", num_classes=4, backbone_args={"img_size": 64}).eval()
     images = torch.randn(2, 3, 64, 48)
     layer = layers.blocks(model.backbone)[-1]
     assert layer.label == "stage 4, block 1"

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from iformer.segmentation.data import SegmentationData, default_palette
+from iformer.common.plotting import default_palette
+from iformer.segmentation.data import SegmentationData
 from iformer.segmentation.transforms import IGNORE
 from tests.segmentation.conftest import NAMES
 
