@@ -22,7 +22,7 @@ from iformer import cli
 from iformer.detection.model import build as build_detector
 from iformer.models import saved
 from iformer.segmentation.model import build
-from iformer.training.launcher import RECIPES
+from iformer.training import recipes
 from tests.detection.test_predict import CONFIG as DETECTOR
 from tests.models.conftest import reference, released, released_file  # noqa: F401
 from tests.segmentation.conftest import scenes  # noqa: F401
@@ -109,7 +109,7 @@ def runs(text: str) -> bool:
 
 def settings(name: str, arguments: dict[str, Any], data: dict[str, Any]) -> str:
     """A packaged recipe for tiny data and an epoch of a tiny model."""
-    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    recipe = recipes.read(recipes.find(name))
     recipe["model"]["init_args"].update(arguments)
     recipe["data"]["init_args"].update({"batch_size": 2, "num_workers": 0, **data})
     recipe["trainer"] = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}

@@ -161,7 +161,7 @@ def nested(network: dict[str, Any]) -> dict[str, Any]:
     if not others:
         return network
     rest = {name: value for name, value in network.items() if name in own}
-    return {**rest, "backbone_args": {**others, **(rest.get("backbone_args") or {})}}
+    return {**rest, "backbone_args": {**(rest.get("backbone_args") or {}), **others}}
 
 
 def build(architecture: Architecture, **arguments: Any) -> Segmenter:

@@ -1,19 +1,15 @@
 """``iformer fit | validate | test``: LightningCLI over recipes, whose class_path finds tasks and data."""
 
 import contextlib
-import difflib
-import json
 import logging
 import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentError
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,13 +19,11 @@ from pydantic import Field
 
 from iformer.common.provenance import provenance
 from iformer.common.ranges import Count, NotNegative, NotNegativeInt, Share, require
-from iformer.training import checkpoints
+from iformer.training import checkpoints, recipes
 from iformer.training.callbacks import ImagesPerSecond, ProgressBar, SharedBatchNorm, TrainingHealth
 from iformer.training.resumable import SeededSteps, run_seed
 from iformer.training.run_state import MetricsLog, RunRecord, locked
 from iformer.training.user_errors import explain, require_data, user_errors
-
-RECIPES = Path(str(files("iformer"))) / "recipes"
 
 
 def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -43,7 +37,7 @@ def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
         ValueError: An argument or a key of the recipe is wrong, in one line that names it.
         OSError: A file is missing or cannot be written.
     """
-    name, arguments = resolve_recipes(arguments)
+    name, arguments = recipes.resolve(arguments)
     with user_errors(), _quiet(), contextlib.ExitStack() as stack:
         cli = _CLI(name, [verb, *arguments], stack)
     metrics = {name: round(float(value), 6) for name, value in cli.trainer.callback_metrics.items()}
@@ -77,61 +71,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         lightning.removeFilter(wanted)
-
-
-def resolve_recipes(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The first recipe's name, and the arguments with packaged recipes' files for their names.
-
-    Recipes are put before everything else, so that other arguments change their settings wherever they stand.
-
-    Raises:
-        ValueError: There is neither such a file nor such a recipe.
-    """
-    recipes, names, others = [], [], []
-    rest = iter(arguments)
-    for argument in rest:
-        key, equals, value = argument.partition("=")
-        if key not in ("--config", "-c"):
-            others.append(argument)
-            if re.fullmatch(r"--(model|data)\.init_args\.\w+\.\w+", key):
-                value = value if equals else next(rest, "")
-                whole, _, field = key.rpartition(".")
-                # jsonargparse takes null for the text None there, but merges a part of the whole.
-                others[-1:] = [whole, json.dumps({field: None})] if value in ("null", "~") else [key, value]
-            continue
-        if not equals:
-            value = next(rest, "")
-        path = Path(value)
-        if not path.is_file():
-            path = RECIPES / f"{value.removesuffix('.yaml')}.yaml"
-        if not path.is_file():
-            raise ValueError(_unknown_recipe(value))
-        names.append(str(path.relative_to(RECIPES).with_suffix("")) if RECIPES in path.parents else path.stem)
-        recipes.append(f"--config={_of_one_command(path)}")
-    return (names or ["run"])[0], [*recipes, *others]
-
-
-def _of_one_command(path: Path) -> Path | str:
-    """The recipe, as text if it is one of an earlier version's, which held the settings of each command under its name.
-
-    Raises:
-        ValueError: It is not YAML, or holds something else than settings.
-    """
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a recipe, it is not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: not a recipe, it holds {type(settings).__name__}, expected settings by their keys")
-    (first, *others) = settings.values() if settings else (None,)
-    nested = not others and isinstance(first, dict) and "fit" in settings
-    return yaml.safe_dump(first) if nested else path
-
-
-def _unknown_recipe(name: str) -> str:
-    known = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-    return f"--config {name}: no such file or recipe; expected a YAML file or one of {', '.join(near)}"
 
 
 TRAINER: dict[str, Any] = {

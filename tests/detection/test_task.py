@@ -11,12 +11,12 @@ import yaml
 from iformer.detection.data import CocoData
 from iformer.detection.task import DetectionTask
 from iformer.models import config as config_file
-from iformer.training import checkpoints
-from iformer.training.launcher import RECIPES, run
+from iformer.training import checkpoints, recipes
+from iformer.training.launcher import run
 from tests.detection.conftest import MODEL
 from tests.training.processes import start_ranks
 
-NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in (RECIPES / "coco").glob("*.yaml"))
+NAMES = [name for name in recipes.names() if name.startswith("coco/")]
 LOSSES = ["loss", "loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"]
 
 
@@ -103,7 +103,7 @@ def test_two_processes_train_and_evaluate_images_of_an_odd_number(recipe: Path, 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_recipe_takes_two_steps(name: str, data_arguments: dict, tmp_path: Path) -> None:
-    settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["model"]["init_args"]
+    settings = recipes.read(recipes.find(name))["model"]["init_args"]
     sizes = {key: MODEL[key] for key in ("channels", "min_size", "max_size", "box_batch_size_per_image")}
     if isinstance(settings["model_args"]["min_size"], list):
         sizes["min_size"] = [48, 64]
@@ -128,7 +128,7 @@ def test_each_recipe_takes_two_steps(name: str, data_arguments: dict, tmp_path: 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "mask_rcnn" in name])
 def test_recipes_follow_the_paper(name: str) -> None:
-    settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    settings = recipes.read(recipes.find(name))
     task, data = settings["model"]["init_args"], settings["data"]["init_args"]
     times = int(name[-2])  # 1x, 3x
     assert settings["trainer"]["max_epochs"] == 12 * times

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
-from iformer.training.launcher import RECIPES
+from iformer.training import recipes
 from tests.soak.odd_data import write_classes, write_coco, write_scenes
 
-NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+NAMES = recipes.names()
 
 
 def settings(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    loaded: dict[str, Any] = recipes.read(recipes.find(name))
     return loaded
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from iformer.training import checkpoints
-from iformer.training.launcher import RECIPES, resolve_recipes, run
+from iformer.training import checkpoints, recipes
+from iformer.training.launcher import run
 from tests.training.tiny import MODEL, recipe
 
-NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+NAMES = recipes.names()
 SMALL = [
     "--trainer.max_steps=2",
     "--trainer.accelerator=cpu",
@@ -39,13 +38,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def of_task(task: str) -> list[str]:
     """The recipes whose model is this task's."""
-    return [name for name in NAMES if f"iformer.{task}.task" in (RECIPES / f"{name}.yaml").read_text()]
+    return [name for name in NAMES if f"iformer.{task}.task" in recipes.read(recipes.find(name))["model"]["class_path"]]
 
 
 @pytest.mark.parametrize("name", [name for name in of_task("classification") if name != "fashion_mnist"])
 def test_each_recipe_takes_two_steps(name: str, images: Path, tmp_path: Path) -> None:
     arguments = [f"--data.init_args.root={images}", "--data.init_args.num_workers=0", "--data.init_args.image_size=32"]
-    settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    settings = recipes.read(recipes.find(name))
     task = settings["model"]["init_args"]
     small = {**task.get("model_args", {}), **(MODEL if "nano" not in task["model"] else {}), "img_size": 32}
     if "ablation/" in name and name != "ablation/iformer_small":
@@ -63,7 +62,7 @@ def test_fashion_mnist_recipe_takes_two_steps(small_fashion_mnist: Path, tmp_pat
 
 @pytest.mark.parametrize("name", of_task("segmentation"))
 def test_segmentation_recipes_take_two_steps(name: str, tmp_path: Path) -> None:
-    settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    settings = recipes.read(recipes.find(name))
     task, data = settings["model"]["init_args"], settings["data"]["init_args"]
     for split, kind in itertools.product(("train", "val"), ("images", "labels")):
         folder = tmp_path / "data" / data[f"{split}_{kind}"]
@@ -117,7 +116,7 @@ OWN = {
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("imagenet1k/", "ablation/"))])
 def test_imagenet_recipes_follow_the_paper(name: str) -> None:
-    settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    settings = recipes.read(recipes.find(name))
     task, trainer = settings["model"]["init_args"], settings["trainer"]
     found = {**task, **task["model_args"], **task["optimization"], **settings["data"]["init_args"], **trainer}
     kind, model = name.split("/iformer_")
@@ -130,7 +129,7 @@ def test_imagenet_recipes_follow_the_paper(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("ade20k/semantic_fpn")])
 def test_ade20k_recipes_follow_the_paper(name: str) -> None:
-    settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    settings = recipes.read(recipes.find(name))
     optimization, trainer = settings["model"]["init_args"]["optimization"], settings["trainer"]
     assert (trainer["max_epochs"], trainer["max_steps"], optimization["base_batch"]) == (-1, 80_000, 16)
     assert (optimization["lr"], optimization["weight_decay"]) == (2e-4, 1e-4)
@@ -138,7 +137,7 @@ def test_ade20k_recipes_follow_the_paper(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("ade20k/")])
 def test_runs_counted_in_steps_are_validated_at_their_end(name: str) -> None:
-    trainer = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["trainer"]
+    trainer = recipes.read(recipes.find(name))["trainer"]
     assert trainer["check_val_every_n_epoch"] is None
     assert trainer["max_steps"] % trainer["val_check_interval"] == 0
 
@@ -248,8 +247,9 @@ def test_mistakes_are_named_in_one_line(changes: dict, arguments: list[str], tol
 
 
 def test_recipe_names() -> None:
-    name, (path, rest) = resolve_recipes(["--resume", "--config", "imagenet1k/iformer_small"])
-    assert (name, Path(path).name, rest) == ("imagenet1k/iformer_small", "iformer_small.yaml", "--resume")
-    assert resolve_recipes(["--config=cifar10.yaml"])[0] == "cifar10"
+    name, (config, rest) = recipes.resolve(["--resume", "--config", "imagenet1k/iformer_small"])
+    assert (name, rest) == ("imagenet1k/iformer_small", "--resume")
+    assert yaml.safe_load(config.removeprefix("--config=")) == recipes.read(recipes.find(name))
+    assert recipes.resolve(["--config=cifar10.yaml"])[0] == "cifar10"
     with pytest.raises(ValueError, match=r"--config imagenet1k/iformer_smal: .* imagenet1k/iformer_small"):
-        resolve_recipes(["--config", "imagenet1k/iformer_smal"])
+        recipes.resolve(["--config", "imagenet1k/iformer_smal"])

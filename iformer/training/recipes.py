@@ -1,0 +1,103 @@
+"""Recipes: YAML files of all settings of a run, those beside the package by their names.
+
+A recipe may begin from another: ``base: imagenet1k/iformer_small`` takes all of its settings but those that follow.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RECIPES = Path(str(files("iformer"))) / "recipes"
+
+
+def names() -> list[str]:
+    """Return the names of the packaged recipes."""
+    return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """Return the file of a recipe.
+
+    Args:
+        name: A file, or the name of a packaged recipe.
+
+    Raises:
+        ValueError: There is neither.
+    """
+    for path in (Path(name), RECIPES / f"{name.removesuffix('.yaml')}.yaml"):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5) or names()
+    raise ValueError(f"--config {name}: no such file or recipe; expected a YAML file or one of {', '.join(near)}")
+
+
+def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return all settings of a recipe, with those of the recipe that it begins from.
+
+    Args:
+        path: The recipe's file.
+        above: The recipes that begin from it.
+
+    Raises:
+        ValueError: It is not YAML, holds something else than settings, or begins from itself.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a recipe, it is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: not a recipe, it holds {type(settings).__name__}, expected settings by their keys")
+    (first, *others) = settings.values() if settings else (None,)
+    if not others and isinstance(first, dict) and "fit" in settings:
+        settings = first  # an earlier version wrote the settings of each command under its name
+    if "base" not in settings:
+        return settings
+    base = settings.pop("base")
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base is {base!r}, expected the name or the file of a recipe")
+    beside = path.parent / base
+    file = beside if beside.is_file() else find(base)
+    if file.resolve() in (*above, path.resolve()):
+        raise ValueError(f"{path}: base is {base}, which begins from this recipe")
+    return _over(read(file, (*above, path.resolve())), settings)
+
+
+def _over(base: Any, settings: Any) -> Any:
+    """Return ``base`` with ``settings`` in the place of its own; those of another class begin from nothing."""
+    if not isinstance(base, dict) or not isinstance(settings, dict):
+        return settings
+    if settings.get("class_path", base.get("class_path")) != base.get("class_path"):
+        return settings
+    return {**base, **{key: _over(base.get(key), value) for key, value in settings.items()}}
+
+
+def resolve(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the first recipe's name, and the arguments with the recipes' contents for their names.
+
+    Recipes are put before everything else, so that other arguments change their settings wherever they stand.
+
+    Raises:
+        ValueError: There is neither such a file nor such a recipe, or it is none.
+    """
+    found, recipes, others = [], [], []
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        if key not in ("--config", "-c"):
+            others.append(argument)
+            if re.fullmatch(r"--(model|data)\.init_args\.\w+\.\w+", key):
+                value = value if equals else next(rest, "")
+                whole, _, field = key.rpartition(".")
+                # jsonargparse takes null for the text None there, but merges a part of the whole.
+                others[-1:] = [whole, json.dumps({field: None})] if value in ("null", "~") else [key, value]
+            continue
+        path = find(value if equals else next(rest, ""))
+        found.append(str(path.relative_to(RECIPES).with_suffix("")) if RECIPES in path.parents else path.stem)
+        recipes.append(f"--config={yaml.safe_dump(read(path), sort_keys=False)}")
+    return (found or ["run"])[0], [*recipes, *others]
