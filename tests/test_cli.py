@@ -14,11 +14,11 @@ import timm
 import torch
 from PIL import Image
 
-from iformer import cli
 from iformer.classification import predict
 from iformer.models import saved
+from iformer_command import cli
 
-COMMAND = [sys.executable, "-c", "from iformer import cli; cli.main()"]
+COMMAND = [sys.executable, "-c", "from iformer_command import cli; cli.main()"]
 
 
 @pytest.fixture(scope="module")

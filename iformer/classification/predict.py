@@ -10,7 +10,7 @@ from rich.progress import track
 from timm.data import create_transform, resolve_input_data_config
 
 from iformer.common.images import read_image
-from iformer.common.terminal import ITEM_ERRORS, item_error
+from iformer_command.terminal import ITEM_ERRORS, item_error
 
 
 def classify(model: Any, paths: Sequence[str | Path], top: int = 5, batch_size: int = 32) -> list[dict[str, Any]]:

@@ -16,9 +16,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.common.files import replaced
 from iformer.common.images import read_image
-from iformer.common.terminal import ITEM_ERRORS, item_error
 from iformer.detection.model import Detector
 from iformer.detection.predict import load
+from iformer_command.terminal import ITEM_ERRORS, item_error
 
 OUTPUTS = ("boxes", "labels", "scores", "masks")
 

@@ -12,11 +12,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.common.files import distinct_stems
 from iformer.common.images import read_image
-from iformer.common.terminal import ITEM_ERRORS, item_error
 from iformer.detection.masks import from_run_lengths, pasted, run_lengths
 from iformer.detection.model import Detector, mask_rcnn
 from iformer.detection.pictures import draw
 from iformer.models import saved
+from iformer_command.terminal import ITEM_ERRORS, item_error
 
 
 def load(folder: Path, config: dict[str, Any]) -> Detector:

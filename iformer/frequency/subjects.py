@@ -14,8 +14,8 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from torch import Tensor
 
 from iformer.common.images import read_image
-from iformer.common.terminal import ITEM_ERRORS, item_error, markup
 from iformer.models import saved
+from iformer_command.terminal import ITEM_ERRORS, item_error, markup
 
 
 @dataclass(frozen=True)

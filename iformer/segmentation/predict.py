@@ -13,11 +13,11 @@ from torchvision import tv_tensors
 
 from iformer.common.files import distinct_stems
 from iformer.common.images import read_image
-from iformer.common.terminal import ITEM_ERRORS, item_error
 from iformer.models import saved
 from iformer.segmentation import inference, pictures
 from iformer.segmentation.model import Segmenter, build
 from iformer.segmentation.transforms import EvaluationTransform
+from iformer_command.terminal import ITEM_ERRORS, item_error
 
 
 def load(folder: Path, config: dict[str, Any]) -> tuple[Segmenter, EvaluationTransform]:

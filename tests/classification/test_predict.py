@@ -11,10 +11,10 @@ import timm
 import torch
 from PIL import Image
 
-from iformer import cli
 from iformer.classification.predict import classify
 from iformer.common.images import find_images
 from iformer.models import saved
+from iformer_command import cli
 
 
 @pytest.fixture

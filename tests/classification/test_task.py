@@ -16,12 +16,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
-from iformer import cli
 from iformer.classification.task import ClassificationTask, draw_confusion
 from iformer.models import saved
 from iformer.training import checkpoints, launcher
 from iformer.training.launcher import run
 from iformer.training.optimization import AdamWCosine
+from iformer_command import cli
 from tests.training.tiny import MODEL, TinyData, recipe
 
 

@@ -13,11 +13,11 @@ import timm
 import torch
 from PIL import Image
 
-from iformer import cli
 from iformer.frequency import subjects
 from iformer.frequency.analyze import analyze
 from iformer.frequency.subjects import ImageFiles, Subject, open_subject
 from iformer.models import saved
+from iformer_command import cli
 from tests.frequency.test_layers import tiny
 
 FIGURES = (

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from iformer.cli import main
 from iformer.deployment import engines
 from iformer.deployment.export import metadata
 from iformer.deployment.shipping import load
 from iformer.models import saved
 from iformer.segmentation.model import build
 from iformer.segmentation.predict import segment
+from iformer_command.cli import main
 from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
 from tests.segmentation.test_predict import CONFIG
 
