@@ -14,11 +14,11 @@ import timm
 import torch
 from PIL import Image
 
-from iformer import cli
 from iformer.common import batches
 from iformer.models import saved
+from iformer_command import cli
 
-COMMAND = [sys.executable, "-c", "from iformer import cli; cli.main()"]
+COMMAND = [sys.executable, "-c", "from iformer_command import cli; cli.main()"]
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,11 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from typer.main import get_command
 
-from iformer import cli
 from iformer.detection.model import build as build_detector
 from iformer.models import saved
 from iformer.segmentation.model import build
 from iformer.training import recipes
+from iformer_command import cli
 from tests.detection.test_predict import CONFIG as DETECTOR
 from tests.models.conftest import reference, released, released_file  # noqa: F401
 from tests.segmentation.conftest import scenes  # noqa: F401

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from iformer.common.images import read_image
-from iformer.common.terminal import ITEM_ERRORS, item_error, markup
+from iformer_command.terminal import ITEM_ERRORS, item_error, markup
 
 
 class Sample(NamedTuple):

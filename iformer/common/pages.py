@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from iformer.common.files import write_text, written
 from iformer.common.plotting import quiet_fonts
-from iformer.common.terminal import printable
+from iformer_command.terminal import printable
 
 
 def write_report(

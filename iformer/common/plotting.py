@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from iformer.common.files import written
-from iformer.common.terminal import printable
+from iformer_command.terminal import printable
 
 # Okabe and Ito's palette, told apart with any colour vision.
 BLUE, ORANGE, GREEN, PURPLE, RED = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#CC3311"

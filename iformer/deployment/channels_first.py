@@ -18,6 +18,8 @@ from iformer.models.inception_transformer import (
     AttentionBranch,
     InceptionBlock,
     InceptionStage,
+    nchw,
+    nhwc,
     resize_pos_embed,
 )
 
@@ -103,16 +105,16 @@ class ChannelsFirstAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Eq. 7."""
         size = [x.shape[2], x.shape[3]]
-        x = self.branch.avg_pool(x)
+        x = self.branch.pool(x)
         q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
         y = F.scaled_dot_product_attention(q, k, v)
         n, c, h, w = x.shape
-        return self.branch.upsample(y.transpose(1, 2).reshape(n, h, w, c).permute(0, 3, 1, 2), size)
+        return self.branch.upsample(nchw(y.transpose(1, 2).reshape(n, h, w, c)), size)
 
     def _heads(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         heads = self.branch.num_heads
-        return x.permute(0, 2, 3, 1).reshape(n, h * w, heads, c // heads).transpose(1, 2)
+        return nhwc(x).reshape(n, h * w, heads, c // heads).transpose(1, 2)
 
 
 def _conv(mixer: FusedMixer) -> nn.Module:

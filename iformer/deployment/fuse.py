@@ -21,6 +21,8 @@ from iformer.models.inception_transformer import (
     InceptionStage,
     MaxPoolBranch,
     Stem,
+    nchw,
+    nhwc,
 )
 
 
@@ -87,7 +89,7 @@ class FusedMixer(InceptionMixer):
     def combine(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
         """Eqs. 3 and 4, the latter's sum included in the convolution."""
         y = self.concatenate(conv, pool, attn)
-        return self.proj(self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.proj(nhwc(self.fusion(nchw(y))))
 
 
 def _fix_size(model: nn.Module, size: tuple[int, int]) -> None:

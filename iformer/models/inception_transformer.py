@@ -5,11 +5,10 @@
 Feature maps enter and leave stages as ``(N, C, H, W)``. Inside a stage they are ``(N, H, W, C)``, so that
 normalisations, linear layers and channel splits work on contiguous channels, while convolutions and poolings see the
 same memory as a ``channels_last`` tensor: neither side copies. Put the network and its images in ``channels_last`` and
-they stay there throughout.
+they stay there throughout. In constructors ``dd`` stands for ``device`` and ``dtype``, as it does in timm.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Optional, Union
 
 import torch
@@ -21,21 +20,28 @@ from timm.layers import (
     LayerScale,
     Mlp,
     calculate_drop_path_rates,
-    get_device_dtype,
-    is_exporting,
     resample_abs_pos_embed_nhwc,
-    to_2tuple,
     trunc_normal_,
 )
-from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
-from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
+from iformer.models.pooling import AveragePool
+from iformer.models.timm_interface import BlockSequence, TimmInterface, by_stage, check_arguments, map_sizes
 
-def depthwise_conv(dim: int, device: Any = None, dtype: Any = None) -> nn.Conv2d:
+
+def nchw(x: Tensor) -> Tensor:
+    """Show a map with its channels first: ``(N, H, W, C)`` -> ``(N, C, H, W)``. Nothing moves in memory."""
+    return x.permute(0, 3, 1, 2)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """Show a map with its channels last: ``(N, C, H, W)`` -> ``(N, H, W, C)``. Nothing moves in memory."""
+    return x.permute(0, 2, 3, 1)
+
+
+def depthwise_conv(dim: int, **dd: Any) -> nn.Conv2d:
     """The 3x3 depthwise convolution of Eqs. 2 and 4, without bias."""
-    return nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False, device=device, dtype=dtype)
+    return nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False, **dd)
 
 
 @torch.fx.wrap  # whether there is anything to resize depends on the size, which a trace does not know
@@ -44,24 +50,19 @@ def resize_pos_embed(pos_embed: Tensor, size: list[int]) -> Tensor:
     return resample_abs_pos_embed_nhwc(pos_embed.unsqueeze(0), size, interpolation="bilinear", antialias=False)[0]
 
 
-def _is_symbolic(size: int) -> bool:
-    """Whether ``torch.export`` leaves this size open."""
-    return is_exporting() and not isinstance(size, int)
-
-
 class MaxPoolBranch(nn.Module):
     """High-frequency mixer, max-pooling half: Eq. 1, ``Y_h1 = FC(MaxPool(X_h1))``.
 
     ``(N, H, W, C)`` -> ``(N, H, W, 2C)``.
     """
 
-    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
         self.pool = nn.MaxPool2d(3, stride=1, padding=1)
-        self.fc = nn.Linear(dim, 2 * dim, device=device, dtype=dtype)
+        self.fc = nn.Linear(dim, 2 * dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.fc(nhwc(self.pool(nchw(x))))
 
 
 class ConvBranch(nn.Module):
@@ -70,13 +71,13 @@ class ConvBranch(nn.Module):
     ``(N, H, W, C)`` -> ``(N, H, W, 2C)``.
     """
 
-    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
-        self.fc = nn.Linear(dim, 2 * dim, bias=False, device=device, dtype=dtype)
-        self.conv = depthwise_conv(2 * dim, device=device, dtype=dtype)
+        self.fc = nn.Linear(dim, 2 * dim, bias=False, **dd)
+        self.conv = depthwise_conv(2 * dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.fc(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return nhwc(self.conv(nchw(self.fc(x))))
 
 
 class AttentionBranch(nn.Module):
@@ -88,25 +89,17 @@ class AttentionBranch(nn.Module):
     The attention matrix is never built: memory is linear in the number of positions.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        pool_stride: int = 1,
-        attn_drop: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, pool_stride: int = 1, attn_drop: float = 0.0, **dd: Any) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.pool_stride = pool_stride
         self.attn_drop = attn_drop
-        self.pool = nn.AvgPool2d(pool_stride, ceil_mode=True, count_include_pad=False)
-        self.qkv = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
+        self.pool = AveragePool(pool_stride) if pool_stride > 1 else nn.Identity()
+        self.qkv = nn.Linear(dim, 3 * dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         size = [x.shape[1], x.shape[2]]
-        x = self.avg_pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = nhwc(self.pool(nchw(x)))
         n, h, w, c = x.shape
 
         # Cut before the heads move in front, so that the gradients of q, k and v need not move back to meet.
@@ -114,20 +107,10 @@ class AttentionBranch(nn.Module):
         dropout = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout)
         x = x.transpose(1, 2).reshape(n, h, w, c)
-        return self.upsample(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
-
-    def avg_pool(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)`` -> ``(N, C, H', W')``, the positions between which attention is."""
-        if self.pool_stride == 1:
-            return x
-        if _is_symbolic(x.shape[2]) or _is_symbolic(x.shape[3]):
-            # Pooling with ceil_mode asks whether a side is odd, which a graph for any size cannot answer. The mean of
-            # a cell whose last row or column is repeated is the mean of what there is; at an even side it is unused.
-            return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), self.pool_stride)
-        return self.pool(x)
+        return nhwc(self.upsample(nchw(x), size))
 
     def upsample(self, x: Tensor, size: list[int]) -> Tensor:
-        """``(N, C, H', W')`` -> ``(N, C, *size)``."""
+        """Repeat the values of the pooled map: ``(N, C, H', W')`` -> ``(N, C, *size)``."""
         return F.interpolate(x, size=size, mode="nearest") if self.pool_stride > 1 else x
 
 
@@ -157,11 +140,9 @@ class InceptionMixer(nn.Module):
         pool_stride: int = 1,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
+        **dd: Any,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
         low = attention_heads * dim // num_heads
         high = dim - low
         conv = int(high * conv_ratio)
@@ -194,7 +175,7 @@ class InceptionMixer(nn.Module):
     def combine(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
         """From what the branches return to the output: Eqs. 3 and 4."""
         y = self.concatenate(conv, pool, attn)
-        y = y + self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        y = y + nhwc(self.fusion(nchw(y)))
         return self.proj_drop(self.proj(y))
 
 
@@ -216,11 +197,9 @@ class InceptionBlock(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
+        **dd: Any,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
         self.norm1 = LayerNorm(dim, eps=1e-6, **dd)
         self.mixer = InceptionMixer(
             dim, num_heads, attention_heads, conv_ratio, pool_stride, attn_drop=attn_drop, proj_drop=proj_drop, **dd
@@ -246,9 +225,8 @@ class Stem(nn.Module):
     halve the map, with stride 2 the first one does.
     """
 
-    def __init__(self, in_chans: int, dim: int, stride: int = 4, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, in_chans: int, dim: int, stride: int = 4, **dd: Any) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
         self.conv1 = nn.Conv2d(in_chans, dim // 2, 3, stride=2, padding=1, **dd)
         self.norm1 = nn.BatchNorm2d(dim // 2, **dd)
         self.act = nn.GELU()
@@ -263,10 +241,10 @@ class Stem(nn.Module):
 class Downsample(nn.Module):
     """A 3x3 convolution of stride 2, then BatchNorm. ``(N, C, H, W)`` -> ``(N, C', ceil(H / 2), ceil(W / 2))``."""
 
-    def __init__(self, in_dim: int, out_dim: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, in_dim: int, out_dim: int, **dd: Any) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, out_dim, 3, stride=2, padding=1, device=device, dtype=dtype)
-        self.norm = nn.BatchNorm2d(out_dim, device=device, dtype=dtype)
+        self.conv = nn.Conv2d(in_dim, out_dim, 3, stride=2, padding=1, **dd)
+        self.norm = nn.BatchNorm2d(out_dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -294,10 +272,9 @@ class InceptionStage(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.grad_checkpointing = False
         self.downsample = Downsample(in_dim, dim, **dd) if downsample else nn.Identity()
         self.pos_embed = nn.Parameter(torch.empty(*size, dim, **dd))
-        self.blocks = nn.Sequential(
+        self.blocks = BlockSequence(
             *[
                 InceptionBlock(dim, attention_heads=heads, drop_path=rate, **block_args, **dd)
                 for heads, rate in zip(attention_heads, drop_path, strict=True)
@@ -305,13 +282,9 @@ class InceptionStage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x).permute(0, 2, 3, 1).contiguous()
+        x = nhwc(self.downsample(x)).contiguous()
         x = x + resize_pos_embed(self.pos_embed, [x.shape[1], x.shape[2]])
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        return x.permute(0, 3, 1, 2)
+        return nchw(self.blocks(x))
 
     @torch.jit.ignore
     def set_size(self, size: tuple[int, int]) -> None:
@@ -320,7 +293,7 @@ class InceptionStage(nn.Module):
         self.pos_embed = nn.Parameter(pos_embed, requires_grad=self.pos_embed.requires_grad)
 
 
-class InceptionTransformer(nn.Module):
+class InceptionTransformer(TimmInterface):
     """Inception Transformer: Fig. 2, a pyramid of four stages whose mixers follow a frequency ramp (Section 3.3).
 
     ``(N, in_chans, H, W)`` -> ``(N, num_classes)``, or ``(N, C)`` with ``num_classes=0``, or ``(N, C, H', W')`` with
@@ -352,8 +325,6 @@ class InceptionTransformer(nn.Module):
         ValueError: The configuration contradicts itself; the message names the value.
     """
 
-    output_fmt = "NCHW"
-
     def __init__(
         self,
         img_size: Union[int, tuple[int, int]] = 224,
@@ -377,29 +348,18 @@ class InceptionTransformer(nn.Module):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__()
+        check_arguments(depths, dims, num_heads, attention_heads, conv_ratio, pool_strides, layer_scales, stem_stride)
+        super().__init__(in_chans, num_classes, global_pool, dims, stem_stride)
         dd = {"device": device, "dtype": dtype}
-        _validate(depths, dims, num_heads, attention_heads, conv_ratio, pool_strides, layer_scales, stem_stride)
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.global_pool = global_pool
-        self.num_features = self.head_hidden_size = dims[-1]
         self.num_heads = tuple(num_heads)
-        self.attention_heads = _split(attention_heads, depths)
-        self.stem_stride = stem_stride
+        self.attention_heads = by_stage(attention_heads, depths)
         self.init_std = init_std
-        self.feature_info = [
-            dict[str, Any](num_chs=dim, reduction=stem_stride * 2**i, module=f"stages.{i}")
-            for i, dim in enumerate(dims)
-        ]
-        self.grad_checkpointing = False
 
         self.stem = Stem(in_chans, dims[0], stem_stride, **dd)
         drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        sizes = self._stage_sizes(img_size, len(depths))
-        stages = []
-        for i, dim in enumerate(dims):
-            stages.append(
+        sizes = map_sizes(img_size, stem_stride, len(depths))
+        self.stages = nn.Sequential(
+            *[
                 InceptionStage(
                     dims[max(i - 1, 0)],
                     dim,
@@ -416,22 +376,13 @@ class InceptionTransformer(nn.Module):
                     proj_drop=proj_drop_rate,
                     **dd,
                 )
-            )
-        self.stages = nn.Sequential(*stages)
-        self.norm: nn.Module = LayerNorm(self.num_features, eps=1e-6, **dd)
+                for i, dim in enumerate(dims)
+            ]
+        )
+        self.norm = LayerNorm(self.num_features, eps=1e-6, **dd)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features
         self.init_weights()
-
-    @torch.jit.ignore
-    def _stages(self) -> Iterator[InceptionStage]:
-        return (stage for stage in self.stages if isinstance(stage, InceptionStage))
-
-    def _stage_sizes(self, img_size: Union[int, tuple[int, int]], stages: int) -> list[tuple[int, int]]:
-        """Height and width of each stage's map."""
-        height, width = to_2tuple(img_size)
-        strides = [self.stem_stride * 2**i for i in range(stages)]
-        return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
     @torch.jit.ignore
     def init_weights(self) -> None:
@@ -452,108 +403,8 @@ class InceptionTransformer(nn.Module):
         )
         return f"frequency ramp (attention heads per block): {ramp}"
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        return {f"stages.{i}.pos_embed" for i in range(len(self.stages))}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        blocks: Any = r"^stages\.(\d+)"
-        if not coarse:
-            blocks = [
-                (r"^stages\.(\d+)\.(?:downsample|pos_embed)", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm", (99999,)),
-            ]
-        return {"stem": r"^stem", "blocks": blocks}
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: keep only block inputs for the backward pass and compute the rest again."""
-        self.grad_checkpointing = enable
-        for stage in self._stages():
-            stage.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def set_input_size(self, img_size: Union[int, tuple[int, int]]) -> None:
-        """Resize the position embeddings for images of ``img_size`` pixels (height, width)."""
-        sizes = self._stage_sizes(img_size, len(self.stages))
-        for stage, size in zip(self._stages(), sizes, strict=True):
-            stage.set_size(size)
-        update_model_input_size(self, img_size)
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """Replace the classifier with a new one for ``num_classes`` (0 removes it), and the pooling if named."""
-        self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool, in_features=self.num_features, **get_device_dtype(self))
-        self.head_hidden_size = self.head.num_features
-        if global_pool is not None:
-            self.global_pool = global_pool
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: Optional[Union[int, list[int]]] = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Union[list[Tensor], tuple[Tensor, list[Tensor]]]:
-        """The feature maps of the stages, and the features that the head takes.
-
-        Args:
-            x: Images, ``(N, in_chans, H, W)``.
-            indices: Stages to return: the last n if an int, all if None, negative ones count from the end.
-            norm: Apply the final normalisation to the last stage's map (the only one that it fits).
-            stop_early: Skip the stages behind the last one asked for.
-            output_fmt: 'NCHW' or 'NHWC'.
-            intermediates_only: Return the feature maps only.
-        """
-        assert output_fmt in ("NCHW", "NHWC"), "Output format must be one of NCHW, NHWC."
-        intermediates: list[Tensor] = []
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-
-        x = self.stem(x)
-        last = len(self.stages) - 1
-        if torch.jit.is_scripting() or not stop_early:  # TorchScript cannot slice a Sequential
-            stages = self.stages
-        else:
-            stages = self.stages[: max_index + 1]
-        for i, stage in enumerate(stages):
-            x = stage(x)
-            if i in take_indices:
-                y = self._norm(x) if norm and i == last else x
-                intermediates.append(y.permute(0, 2, 3, 1) if output_fmt == "NHWC" else y)
-
-        if intermediates_only:
-            return intermediates
-        if len(stages) == len(self.stages):
-            x = self._norm(x)
-        return x, intermediates
-
-    def prune_intermediate_layers(
-        self, indices: Union[int, list[int]] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove what the feature maps ``indices`` do not need; returns the indices from the front."""
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        prune_end = max_index < len(self.stages) - 1
-        self.stages = self.stages[: max_index + 1]
-        self.num_heads = self.num_heads[: max_index + 1]
-        self.attention_heads = self.attention_heads[: max_index + 1]
-        if prune_norm or prune_end:  # the norm fits the last stage only
-            self.norm = nn.Identity()
-        if prune_end:
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
-        if prune_head or prune_end:
-            self.reset_classifier(0, "")
-        return take_indices
-
     def _norm(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return nchw(self.norm(nhwc(x)))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """``(N, in_chans, H, W)`` -> normalised features of the last stage, ``(N, C, H', W')``."""
@@ -565,47 +416,3 @@ class InceptionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
-
-
-def _split(values: Sequence[int], lengths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Cut a flat sequence into tuples of the given lengths."""
-    rest = iter(values)
-    return tuple(tuple(itertools.islice(rest, length)) for length in lengths)
-
-
-def _validate(
-    depths: Sequence[int],
-    dims: Sequence[int],
-    num_heads: Sequence[int],
-    attention_heads: Sequence[int],
-    conv_ratio: float,
-    pool_strides: Sequence[int],
-    layer_scales: Sequence[Optional[float]],
-    stem_stride: int,
-) -> None:
-    """Raise ValueError, naming the value, where the arguments of InceptionTransformer do not fit each other."""
-    per_stage = {"dims": dims, "num_heads": num_heads, "pool_strides": pool_strides, "layer_scales": layer_scales}
-    for name, values in per_stage.items():
-        if len(values) != len(depths):
-            raise ValueError(f"{name} has {len(values)} entries, expected one for each of the {len(depths)} stages")
-    for stage, stride in enumerate(pool_strides):
-        if stride not in (1, 2):
-            raise ValueError(f"pool_strides of stage {stage + 1} is {stride}, expected 1 or 2")
-    for dim, heads in zip(dims, num_heads, strict=True):
-        if heads < 1 or dim % heads:
-            raise ValueError(f"{dim} channels do not divide into {heads} heads")
-    if len(attention_heads) != sum(depths):
-        raise ValueError(
-            f"attention_heads has {len(attention_heads)} entries, expected one for each of the {sum(depths)} blocks"
-        )
-    for stage, ramp in enumerate(_split(attention_heads, depths)):
-        for block, count in enumerate(ramp):
-            if not 0 <= count <= num_heads[stage]:
-                raise ValueError(
-                    f"attention_heads of stage {stage + 1}, block {block + 1} is {count}, "
-                    f"expected 0 to {num_heads[stage]}"
-                )
-    if not 0 <= conv_ratio <= 1:
-        raise ValueError(f"conv_ratio is {conv_ratio}, expected 0 to 1")
-    if stem_stride not in (2, 4):
-        raise ValueError(f"stem_stride is {stem_stride}, expected 2 or 4")

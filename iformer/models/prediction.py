@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from iformer.common.batches import Sample, batches
-from iformer.common.terminal import ITEM_ERRORS, item_error
 from iformer.models.saved import Model
+from iformer_command.terminal import ITEM_ERRORS, item_error
 
 
 @dataclass(frozen=True)

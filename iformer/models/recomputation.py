@@ -20,10 +20,11 @@ from iformer.models.inception_transformer import (
     InceptionMixer,
     MaxPoolBranch,
 )
+from iformer.models.pooling import AveragePool
 
 REPEATABLE = (
     InceptionMixer, AttentionBranch, ConvBranch, MaxPoolBranch, Mlp,
-    nn.Linear, nn.Conv2d, nn.GELU, nn.Identity, nn.AvgPool2d, nn.MaxPool2d,
+    AveragePool, nn.Linear, nn.Conv2d, nn.GELU, nn.Identity, nn.MaxPool2d,
 )  # fmt: skip
 """Modules that draw no random numbers in what is computed again. Others might, such as adapters put inside later."""
 

@@ -14,7 +14,7 @@ from benchmarks import performance
 from iformer.benchmark import page as benchmark_page
 from iformer.benchmark.rounds import combinations, multiply_adds, run
 from iformer.benchmark.variants import ENGINES, Variant, network
-from iformer.cli import main
+from iformer_command.cli import main
 from tests.models.conftest import _seed_and_threads  # noqa: F401
 
 

@@ -11,10 +11,10 @@ import timm
 import torch
 from PIL import Image
 
-from iformer import cli
 from iformer.common.images import find_images
 from iformer.models import saved
 from iformer.models.prediction import Options, predictions, predictor
+from iformer_command import cli
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
-from iformer import cli
 from iformer.classification.task import ClassificationTask, draw_confusion
 from iformer.models import saved
 from iformer.training import checkpoints, launcher
 from iformer.training.launcher import run
 from iformer.training.optimization import AdamWCosine
+from iformer_command import cli
 from tests.training.tiny import MODEL, TinyData, recipe
 
 
@@ -110,7 +110,9 @@ def test_averaged_weights_are_evaluated_and_exported(tmp_path: Path) -> None:
 
 
 OPTIONS: dict[str, Callable[[ClassificationTask, dict[str, Any]], bool]] = {  # and how to tell that it is in effect
-    "--model.init_args.grad_checkpointing=true": lambda task, _: all(s.grad_checkpointing for s in task.model.stages),
+    "--model.init_args.grad_checkpointing=true": lambda task, _: all(
+        s.blocks.grad_checkpointing for s in task.model.stages
+    ),
     "--model.init_args.channels_last=false": lambda task, seen: (
         contiguous(seen["images"]) and contiguous(task.model.stem.conv1.weight)
     ),

@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from iformer.cli import main
 from iformer.common.images import read_image
 from iformer.deployment import engines
 from iformer.deployment.export import _samples
 from iformer.deployment.formats import compare, write
 from iformer.models import saved
+from iformer_command.cli import main
 from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
 from tests.training.tiny import MODEL as NARROW
 
@@ -258,7 +258,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import onnx, onnxruntime, onnxscript, openvino
-from iformer import cli
+from iformer_command import cli
 from iformer.deployment import export
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 model = sys.argv[1]

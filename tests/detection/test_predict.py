@@ -12,13 +12,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from iformer import cli
 from iformer.deployment import detectors
 from iformer.detection.masks import from_run_lengths, pasted, run_lengths
 from iformer.detection.model import build
 from iformer.detection.pictures import draw
 from iformer.models import saved
 from iformer.models.prediction import Options, predictions, predictor
+from iformer_command import cli
 from tests.detection.conftest import MODEL
 
 CONFIG = {

@@ -14,11 +14,11 @@ import timm
 import torch
 from PIL import Image
 
-from iformer import cli
 from iformer.frequency.analyze import analyze
 from iformer.frequency.inputs import ImageFiles, class_index, open_model
 from iformer.frequency.inputs import untrained as fresh
 from iformer.models import saved
+from iformer_command import cli
 from tests.frequency.test_layers import tiny
 
 FIGURES = (

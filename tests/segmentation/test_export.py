@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from iformer.cli import main
 from iformer.deployment import engines
 from iformer.deployment.export import _sized
 from iformer.deployment.formats import metadata
 from iformer.models import saved
 from iformer.segmentation.model import build
+from iformer_command.cli import main
 from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
 from tests.segmentation.test_predict import CONFIG, segment
 

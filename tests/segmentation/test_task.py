@@ -15,12 +15,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from iformer import cli
 from iformer.models import saved
 from iformer.segmentation import inference
 from iformer.segmentation.task import SegmentationTask
 from iformer.training import checkpoints
 from iformer.training.launcher import run
+from iformer_command import cli
 from tests.segmentation.conftest import COLOURS, NAMES, scene
 from tests.segmentation.test_data import FOLDERS
 from tests.training.processes import start_ranks

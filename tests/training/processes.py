@@ -9,7 +9,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from iformer import cli
+from iformer_command import cli
 
 # Each process is a fork of one that has imported what it needs, which takes seconds.
 CONTEXT = multiprocessing.get_context("forkserver")

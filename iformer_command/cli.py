@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
-from iformer.common import terminal
-from iformer.common.terminal import say
+from iformer_command import terminal
+from iformer_command.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from iformer.common.terminal import item_error, printable, reason
+from iformer_command.terminal import item_error, printable, reason
 
 
 @pytest.mark.parametrize(
