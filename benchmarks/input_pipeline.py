@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import record
 from iformer.classification.data import ImageData
+from iformer.common.files import write_json
 from iformer.common.images import find_images, read_image
 from iformer.common.provenance import provenance
 from iformer.training.resumable import seed_from
@@ -100,7 +100,7 @@ def main() -> None:
     for name, duration in steps.items():
         table.add_row(name, f"{1000 * duration:.2f}", f"{duration / sum(steps.values()):.0%}")
     Console().print(table)
-    record.write(
+    write_json(
         arguments.output,
         {
             **provenance(arguments.seed),

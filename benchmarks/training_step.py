@@ -1,45 +1,45 @@
 """One training step of iformer_small at 224 pixels on the CPU: a naive iFormer beside ours, in one run.
 
 A step is forward, cross entropy, backward and AdamW. Both models carry the same weights and must give the same logits
-first. Speed: rounds in which each variant does one step, one after the other and in alternating order, so that whatever
-else the machine does hits all alike; medians are reported. Memory: each variant in a fresh process, the highest
-resident memory that two steps (the second has optimiser state) add to what imports, model and images take.
+first. Speed is the median of interleaved rounds in which each does one step. Memory is the highest of a fresh process
+that does two steps, and what of it they add to imports, model and images.
 
     python -m benchmarks.training_step
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import nn
 
 import iformer  # noqa: F401  (registers the models)
-from benchmarks import record
 from benchmarks.naive_iformer import NaiveIFormer
+from iformer.benchmark.memory import peak_of
+from iformer.benchmark.rounds import in_rounds
+from iformer.common.files import write_json
 from iformer.common.provenance import provenance
 from iformer.models.recomputation import recompute
 from iformer.models.released import convert
 
 PRECISIONS = ("float32", "bfloat16")
-TARGETS = {"speed": ">= 1.4", "peak_memory": "<= 0.75", "added_memory": ""}
 
 
 def build(name: str, seed: int) -> nn.Module:
-    """``naive`` or ``ours``, in training mode."""
+    """Return the ``naive`` model or ``ours``, in training mode."""
     torch.manual_seed(seed)
     if name == "naive":
         return NaiveIFormer("iformer_small")
@@ -47,7 +47,7 @@ def build(name: str, seed: int) -> nn.Module:
 
 
 def models(seed: int) -> dict[str, nn.Module]:
-    """The naive model and ours with the same weights, in training mode.
+    """Return the naive model and ours with the same weights, in training mode.
 
     Raises:
         AssertionError: Their logits differ.
@@ -61,7 +61,7 @@ def models(seed: int) -> dict[str, nn.Module]:
 
 
 def step(name: str, model: nn.Module, precision: str, batch_size: int) -> Callable[[], None]:
-    """A training step to call again and again."""
+    """Return a training step to call again and again."""
     images = torch.randn(batch_size, 3, 224, 224)
     labels = torch.randint(1000, (batch_size,))
     if name == "ours":
@@ -79,50 +79,46 @@ def step(name: str, model: nn.Module, precision: str, batch_size: int) -> Callab
     return run
 
 
+def prepared_step(name: str, precision: str, batch_size: int, seed: int) -> Callable[[], None]:
+    """Return a training step of one of the two models, for a process of its own."""
+    return step(name, build(name, seed), precision, batch_size)
+
+
+def timed(run: Callable[[], None]) -> list[float]:
+    """Return the seconds that a step takes."""
+    start = time.perf_counter()
+    run()
+    return [time.perf_counter() - start]
+
+
 def measure_speed(batch_size: int, rounds: int, seed: int) -> dict[str, float]:
-    """Median images per second of each variant."""
+    """Return the median images per second of each model in each precision."""
     steps = {
         f"{name} {precision}": step(name, model, precision, batch_size)
         for precision in PRECISIONS
         for name, model in models(seed).items()
     }
-    seconds: dict[str, list[float]] = {variant: [] for variant in steps}
-    for variant in steps:
-        steps[variant]()  # warm up
-    for number in range(rounds):
-        for variant in list(steps)[:: 1 if number % 2 else -1]:
-            start = time.perf_counter()
-            steps[variant]()
-            seconds[variant].append(time.perf_counter() - start)
-        print(f"round {number + 1} of {rounds}", file=sys.stderr)
-    return {variant: round(batch_size / statistics.median(times), 2) for variant, times in seconds.items()}
+    for run in steps.values():
+        run()  # warm up
+    console = Console(stderr=True)
+    turns = [partial(timed, run) for run in steps.values()]
+    seconds = in_rounds(turns, track(range(rounds), "Measuring", console=console))
+    medians = zip(steps, map(statistics.median, seconds), strict=True)
+    return {name: round(batch_size / median, 2) for name, median in medians}
 
 
-def peak_memory() -> float:
-    """Highest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def measure_memory(name: str, precision: str, batch_size: int, seed: int) -> tuple[float, float]:
-    """Peak of this process in MiB, and how much of it training added. To be called in a fresh process."""
-    run = step(name, build(name, seed), precision, batch_size)
-    before = peak_memory()
-    run()
-    run()
-    return round(peak_memory(), 1), round(peak_memory() - before, 1)
-
-
-def memory_in_fresh_process(name: str, precision: str, arguments: argparse.Namespace) -> list[float]:
-    """:func:`measure_memory` in a process of its own."""
-    options = {"--batch-size": arguments.batch_size, "--threads": arguments.threads, "--seed": arguments.seed}
-    command = [sys.executable, "-m", "benchmarks.training_step", "--memory-of", name, precision]
-    command += [str(part) for option in options.items() for part in option]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+def measure_memory(batch_size: int, threads: int, seed: int) -> dict[str, list[float]]:
+    """Return the peak of a process with each model in each precision in MiB, and how much of it training added."""
+    memory = {}
+    for name, precision in itertools.product(("naive", "ours"), PRECISIONS):
+        arguments = (name, precision, batch_size, seed)
+        peak = peak_of("benchmarks.training_step:prepared_step", *arguments, threads=threads)
+        memory[f"{name} {precision}"] = [round(peak.highest, 1), round(peak.added, 1)]
+    return memory
 
 
 def report(speed: dict[str, float], memory: dict[str, list[float]]) -> dict[str, object]:
-    """The figures of both models and their ratios, per precision."""
+    """Return the figures of both models and their ratios, for each precision."""
     results: dict[str, object] = {}
     for precision in PRECISIONS:
         naive, ours = f"naive {precision}", f"ours {precision}"
@@ -138,17 +134,16 @@ def report(speed: dict[str, float], memory: dict[str, list[float]]) -> dict[str,
 
 
 def print_table(results: dict[str, dict]) -> None:
-    """For people."""
-    table = Table("precision", "", "naive", "ours", "ratio", "target")
+    """Print the figures as a table."""
+    table = Table("precision", "", "naive", "ours", "ratio")
     for precision, result in results.items():
         for what, key, ratio in (
             ("images/s", "images_per_second", "speed"),
             ("peak MiB", "peak_memory_mib", "peak_memory"),
             ("added MiB", "added_memory_mib", "added_memory"),
         ):
-            target = TARGETS[ratio] if precision == "float32" else ""
             values = [f"{result[key][name]:,.1f}" for name in ("naive", "ours")]
-            table.add_row(precision, what, *values, f"{result[f'{ratio}_ratio']:.2f}", target)
+            table.add_row(precision, what, *values, f"{result[f'{ratio}_ratio']:.2f}")
     Console().print(table)
 
 
@@ -160,22 +155,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/results/training_step.json"))
-    parser.add_argument("--memory-of", nargs=2, metavar=("MODEL", "PRECISION"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.memory_of:
-        print(json.dumps(measure_memory(*arguments.memory_of, arguments.batch_size, arguments.seed)))
-        return
-    # Memory first: a child's figure cannot be below what its parent took when it was started.
-    memory = {
-        f"{name} {precision}": memory_in_fresh_process(name, precision, arguments)
-        for precision in PRECISIONS
-        for name in ("naive", "ours")
-    }
+    memory = measure_memory(arguments.batch_size, arguments.threads, arguments.seed)  # first, see peak_of
     speed = measure_speed(arguments.batch_size, arguments.rounds, arguments.seed)
     results = report(speed, memory)
     print_table(json.loads(json.dumps(results)))
-    record.write(
+    write_json(
         arguments.output,
         {
             **provenance(arguments.seed),
@@ -184,7 +170,6 @@ def main() -> None:
             "image_size": 224,
             "batch_size": arguments.batch_size,
             "rounds": arguments.rounds,
-            "targets": {"speed_ratio": TARGETS["speed"], "peak_memory_ratio": TARGETS["peak_memory"]},
             **results,
         },
     )

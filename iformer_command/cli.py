@@ -408,8 +408,9 @@ def benchmark(
     """Measure models side by side: latency, throughput, memory, share of the matrix-multiply peak."""
     from iformer.benchmark import page as benchmark_page
     from iformer.benchmark import rounds as measurement
+    from iformer.benchmark.configurations import combinations
 
-    chosen = measurement.combinations(
+    chosen = combinations(
         model or ["iformer_small"], engines.split(","), precisions.split(","), batch or [1], size, device
     )
     results = measurement.run(chosen, rounds, threads)

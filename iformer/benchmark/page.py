@@ -16,22 +16,22 @@ def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     headings = ["Model", "Engine", "Type", "Batch", "ms", "quartiles", "images/s", "of peak"]
     headings += ["prepare s", "first s", "peak MiB"]
     body = []
-    for variant in results["variants"]:
-        share = variant["share_of_peak"]
+    for configuration in results["variants"]:
+        share = configuration["share_of_peak"]
         alone = [
-            f"{variant[key]:,.{digits}f}" if key in variant else ""
+            f"{configuration[key]:,.{digits}f}" if key in configuration else ""
             for key, digits in (("preparation_seconds", 1), ("first_inference_seconds", 2), ("peak_memory_mib", 0))
         ]
-        low, high = variant["quartiles"]
+        low, high = configuration["quartiles"]
         body.append(
             [
-                variant["model"].rpartition(":")[2],
-                variant["engine"],
-                variant["precision"],
-                str(variant["batch"]),
-                f"{variant['milliseconds']:.1f}",
+                configuration["model"].rpartition(":")[2],
+                configuration["engine"],
+                configuration["precision"],
+                str(configuration["batch"]),
+                f"{configuration['milliseconds']:.1f}",
                 f"{low:.1f}-{high:.1f}",
-                f"{variant['images_per_second']:.1f}",
+                f"{configuration['images_per_second']:.1f}",
                 "" if share is None else f"{share:.0%}",
                 *alone,
             ]
@@ -54,7 +54,7 @@ def render(results: dict[str, Any]) -> Table:
 
 
 def draw(results: dict[str, Any], file: Path) -> None:
-    """Draw the median time of an image for each variant, with quartiles.
+    """Draw the median time of an image for each configuration, with quartiles.
 
     Raises:
         ValueError: ``file`` has an ending that matplotlib does not know.
@@ -63,9 +63,9 @@ def draw(results: dict[str, Any], file: Path) -> None:
     figure = Figure((8, 1 + 0.32 * len(shown)), layout="constrained")
     axes = figure.subplots()
     seen: set[str] = set()
-    for index, variant in enumerate(shown):
-        value, precision = variant["milliseconds"] / variant["batch"], variant["precision"]
-        low, high = (quartile / variant["batch"] for quartile in variant["quartiles"])
+    for index, configuration in enumerate(shown):
+        value, precision = configuration["milliseconds"] / configuration["batch"], configuration["precision"]
+        low, high = (quartile / configuration["batch"] for quartile in configuration["quartiles"])
         axes.barh(
             index,
             value,
@@ -76,7 +76,8 @@ def draw(results: dict[str, Any], file: Path) -> None:
         seen.add(precision)
         axes.annotate(f"{value:.1f}", (max(value, high), index), (4, 0), textcoords="offset points", va="center")
     labels = [
-        f"{variant['model'].rpartition(':')[2]}, {variant['engine']}, batch {variant['batch']}" for variant in shown
+        f"{configuration['model'].rpartition(':')[2]}, {configuration['engine']}, batch {configuration['batch']}"
+        for configuration in shown
     ]
     axes.set_yticks(range(len(shown)), labels)
     axes.invert_yaxis()

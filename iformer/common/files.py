@@ -1,5 +1,6 @@
 """Writing files completely or not at all, and under names of their own."""
 
+import json
 import os
 import platform
 import re
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -69,6 +71,15 @@ def write_text(file: Path, text: str) -> None:
     """
     with written(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(file: Path, document: Any) -> None:
+    """Write a JSON file, completely or not at all.
+
+    Raises:
+        OSError: It could not be written, and an earlier file is kept; names ``file``.
+    """
+    write_text(file, json.dumps(document, indent=2) + "\n")
 
 
 def _remove_leftovers(folder: Path) -> None:

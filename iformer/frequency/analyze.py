@@ -2,7 +2,6 @@
 
 import base64
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iformer.common import pages
-from iformer.common.files import write_text
+from iformer.common.files import write_json
 from iformer.common.plotting import label, short
 from iformer.common.provenance import provenance
 from iformer.frequency import figures, layers, receptive_field
@@ -115,7 +114,7 @@ def analyze(
         "definitions": DEFINITIONS,
         "provenance": provenance(seed),
     }
-    write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
+    write_json(output / "results.json", results)
     _write_pages(output, results, drawn)
     return results
 

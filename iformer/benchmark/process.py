@@ -1,4 +1,4 @@
-"""A variant in a process of its own, which prepares it once, says what that cost, and then runs it whenever told.
+"""A configuration in a process of its own, which prepares it once, says what that cost, and then runs it whenever told.
 
 So its memory is its own, and no engine's threads or settings reach another one's.
 """
@@ -6,22 +6,20 @@ So its memory is its own, and no engine's threads or settings reach another one'
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
-from iformer.benchmark import variants
-from iformer.benchmark.variants import Variant
+from iformer.benchmark import configurations, memory
+from iformer.benchmark.configurations import Configuration
 
 
-class Worker:
-    """The process as the measuring one sees it. To be closed.
+class MeasuredProcess:
+    """The process as the measuring one sees it; to be closed.
 
     Attributes:
         facts: ``preparation_seconds``; ``first_inference_seconds``, with compilation where the engine compiles;
@@ -29,13 +27,13 @@ class Worker:
             memory, during all); ``inference_memory_mib``, that less what was resident before the first inference.
 
     Raises:
-        ValueError: The variant cannot be prepared or run; the message ends with the reason.
+        ValueError: The configuration cannot be prepared or run; the message ends with the reason.
     """
 
-    def __init__(self, variant: Variant, threads: int) -> None:
-        self.variant = variant
+    def __init__(self, configuration: Configuration, threads: int) -> None:
+        self.configuration = configuration
         self._log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up  # noqa: SIM115
-        command = [sys.executable, "-m", __name__, json.dumps(asdict(variant)), str(threads)]
+        command = [sys.executable, "-m", __name__, json.dumps(asdict(configuration)), str(threads)]
         # What torch.compile has kept from earlier would hide how long it takes.
         self._cache = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
@@ -73,26 +71,26 @@ class Worker:
             status = self._process.wait()
             self._log.seek(0)
             reason = (self._log.read().strip().splitlines() or [f"its process ended with status {status}"])[-1]
-            raise ValueError(f"{self.variant.label}: {reason}")
+            raise ValueError(f"{self.configuration.label}: {reason}")
         return line
 
 
-def _serve(variant: Variant, threads: int) -> None:
+def _serve(configuration: Configuration, threads: int) -> None:
     """What the process does: facts, then a list of times for each number on standard input; one line each."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # compilers and engines may print what they like
     torch.set_num_threads(threads)
     start = time.perf_counter()
-    call = variants.runner(variant, threads)
+    call = configurations.runner(configuration, threads)
     ready = time.perf_counter()
-    before = _resident("VmRSS")
+    before = memory.resident()
     call()
     first = time.perf_counter()
-    _forget_peak()
+    memory.forget()
     call()
     call()
-    peak = _resident("VmHWM")
-    if variant.device == "cuda":
+    peak = memory.highest()
+    if configuration.device == "cuda":
         before, peak = 0, torch.cuda.max_memory_allocated() / 2**20
     facts = {
         "preparation_seconds": round(ready - start, 2),
@@ -111,22 +109,5 @@ def _serve(variant: Variant, threads: int) -> None:
         print(json.dumps(times), file=answers, flush=True)
 
 
-def _resident(what: str) -> float:
-    """Resident memory of this process in MiB: now (VmRSS), or its highest (VmHWM), which alone other systems know."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(what):
-                return int(line.split()[1]) / 2**10
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
-
-
-def _forget_peak() -> None:
-    """Let the highest resident memory count from now, so that preparing and compiling are not in it (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 if __name__ == "__main__":
-    _serve(Variant(**json.loads(sys.argv[1])), int(sys.argv[2]))
+    _serve(Configuration(**json.loads(sys.argv[1])), int(sys.argv[2]))
