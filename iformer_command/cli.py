@@ -3,7 +3,9 @@
 Each verb imports what it needs when it runs, so that --help is instant.
 """
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -30,6 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 def main() -> None:
     """Run the command; exit with 2 and one line for wrong usage or bad input, with 130 after Ctrl-C."""
     terminal.encode_anything()
+    atexit.register(gc.freeze)  # Python would search all of torch for garbage before it exits, for more than a second
     status = 0
     try:
         status = _run(sys.argv[1:] or ["--help"])

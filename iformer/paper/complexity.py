@@ -7,7 +7,7 @@ as one on a processor.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -36,6 +37,11 @@ CONVENTIONS: dict[Convention, tuple[Kind, ...]] = {
 # PyTorch knows the cost of its own.
 _BATCH_NORM = 2
 _LAYER_NORM = 5
+
+# What torch.nn.init and timm draw weights with.
+_SETTING_VALUES = {
+    getattr(Tensor, name) for name in ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
+}
 
 
 @dataclass(frozen=True)
@@ -104,10 +110,17 @@ def count(model: nn.Module, input_size: Sequence[int]) -> Complexity:
 
 
 def build(name: str, **model_args: Any) -> nn.Module:
-    """timm's model ``name`` without memory for its weights: shapes are all that counting needs."""
-    with torch.device("meta"):
+    """Return timm's model ``name`` on the meta device: shapes are all that counting needs, so no weight is drawn."""
+    with torch.device("meta"), _WithoutValues():
         model: nn.Module = timm.create_model(name, **model_args)
     return model
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out what only sets values, which tensors on the meta device do not have."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        return args[0] if func in _SETTING_VALUES else func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -137,6 +150,7 @@ class _Counter(TorchDispatchMode):
         self._weights = {t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
         self._names = {module: name for name, module in model.named_modules()}
         self._running: list[str] = []
+        self._results: dict[Any, Any] = {}
 
     def __enter__(self) -> Self:
         self._hooks = [register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)]
@@ -157,13 +171,31 @@ class _Counter(TorchDispatchMode):
             self._running.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = self._run(func, args, kwargs or {})
         counted = self._weigh(func.overloadpacket, args, kwargs or {}, out)
         if counted is not None:
             kind, multiply_adds = counted
             for name in self._running:
                 self.by_module.setdefault(name, Counter())[kind] += multiply_adds
         return out
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Return the result of an operation, on the meta device that of an earlier one on tensors of the same shapes.
+
+        The blocks of a network repeat, and some operations take PyTorch a millisecond there. What shares memory with an
+        input is always made anew: by their memory, products with weights are told from those of activations.
+        """
+        inputs = [] if func.is_view else _tensors((*args, *kwargs.values()))
+        if not inputs or not all(tensor.is_meta for tensor in inputs):
+            return func(*args, **kwargs)
+        key = (func, _signature(args), *kwargs, _signature(tuple(kwargs.values())))
+        if key not in self._results:
+            out = func(*args, **kwargs)
+            memory = {tensor.untyped_storage() for tensor in inputs}
+            if not memory.isdisjoint(tensor.untyped_storage() for tensor in _tensors((out,))):
+                return out
+            self._results[key] = out
+        return _apart(self._results[key])
 
     def _weigh(self, operation: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> tuple[Kind, int] | None:
         """Kind and multiply-adds of one operation; None where it costs none that the paper counts."""
@@ -183,3 +215,25 @@ class _Counter(TorchDispatchMode):
         if "upsample_nearest" in name:
             return "upsampling", out.numel()
         return None
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operation's arguments or results, which may be lists of them."""
+    leaves = (leaf for value in values for leaf in (value if isinstance(value, list | tuple) else (value,)))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _apart(result: Any) -> Any:
+    """The same result in tensors of its own, so that one may change its shape in place."""
+    if isinstance(result, list | tuple):
+        return tuple(map(_apart, result))
+    return result.detach() if isinstance(result, Tensor) else result
+
+
+def _signature(value: Any) -> tuple[Any, ...]:
+    """What the shapes of an operation's results depend on."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_signature, value))
+    return type(value), value

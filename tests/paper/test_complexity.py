@@ -184,6 +184,20 @@ def test_device_and_grad_mode_do_not_matter(nano, guard):
     assert real == count(build("iformer_nano", **SHORT), (3, 35, 52))
 
 
+def test_equal_operations_have_results_apart():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8, bias=False)
+
+        def forward(self, x):
+            one, other = F.gelu(x), F.gelu(x)
+            one.transpose_(2, 3)
+            return self.fc(other) @ one
+
+    assert count(Twice().to("meta"), (4, 6, 8)).by_kind() == count(Twice(), (4, 6, 8)).by_kind()
+
+
 def test_precision_does_not_matter(nano):
     assert count(copy.deepcopy(nano).bfloat16(), (3, 32, 32)) == count(nano, (3, 32, 32))
 
