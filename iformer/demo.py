@@ -1,174 +1,177 @@
-"""The main job: train iFormer on Fashion-MNIST on this machine and report, in about five minutes on two cores."""
+"""The main job: train iFormer on Fashion-MNIST on this machine, test it and report."""
 
-import json
-import logging
-import platform
+import csv
 import shlex
+import shutil
 import signal
-import sys
 import tempfile
 import time
-import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-import torch.nn.functional as F
-from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
+from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from iformer.classification.fashion_mnist import FashionMNISTData
-from iformer.classification.task import ClassificationTask
+from iformer.classification.fashion_mnist import FashionMNISTData, fetch_fashion_mnist
 from iformer.common import pages, plotting
+from iformer.common.files import write_json
+from iformer.common.provenance import provenance
 from iformer.frequency import figures as frequency_figures
 from iformer.frequency.analyze import explain
-from iformer.frequency.inputs import open_model
 from iformer.frequency.measurement import measure
 from iformer.models import saved
-from iformer.training.callbacks import ImagesPerSecond, ProgressBar
-from iformer.training.optimization import AdamWCosine
+from iformer.models.backbone import create
+from iformer.models.saved import Model
+from iformer.training import checkpoints, launcher
 
-MODEL = "iformer_nano"
+RECIPE, MODEL = "fashion_mnist", "iformer_nano"
+SAVED_EVERY = 100  # optimiser steps: some twenty seconds
 STUDIED = 1000  # test images whose frequencies are measured: some three seconds
 
 
 def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | None = None) -> dict[str, Any]:
-    """Train, test and report; returns what ``summary.json`` holds.
+    """Train by the recipe ``fashion_mnist``, test and report.
 
-    Leaves in ``output`` the checkpoint (``config.json``, ``model.safetensors``), ``summary.json``, ``metrics.csv``, the
-    figures and ``report.html``. Ctrl-C ends the training early; what has been trained is saved, tested and reported.
+    Leaves in ``output`` what every run leaves there, and ``summary.json``, the figures and ``report.html``. Ctrl-C ends
+    the training early; the newest checkpoint is then tested and reported. A demo that was killed goes on.
 
     Args:
-        output: Made if it is not there; what a run before left in it is replaced.
-        data_dir: Where Fashion-MNIST is, or is to be fetched to.
+        output: The run's folder, made if it is not there; what an earlier demo left in it is replaced.
+        data_dir: The folder of Fashion-MNIST, which is fetched if it is not there.
         epochs: Passes over the training images.
-        seed: Of initial weights, order and augmentation.
+        seed: The seed of initial weights, order and augmentation.
         limit: Use only so many training and test images.
+
+    Returns:
+        What ``summary.json`` holds.
 
     Raises:
         OSError: ``output`` cannot be written, or the data cannot be fetched.
         ValueError: A file of the data is damaged.
+        KeyboardInterrupt: Ctrl-C before there was anything to keep.
     """
     _require_writable(output)
-    _quieten()
-    lightning.seed_everything(seed, verbose=False)
-    data = FashionMNISTData(data_dir, limit=limit)
-    data.prepare_data()
-    data.setup()
-    task = ClassificationTask(
-        MODEL,
-        num_classes=len(data.class_names),
-        model_args={"in_chans": 1, "img_size": 28},
-        label_smoothing=0.0,
-        optimization=AdamWCosine(3e-3, min_lr=3e-5, base_batch=None, warmup_epochs=0.1 * epochs, per="step"),
-    )
-    model = task.model
-    rate = ImagesPerSecond()
-    trainer = lightning.Trainer(
-        max_epochs=epochs,
-        accelerator="auto",
-        devices=1,
-        logger=CSVLogger(output, name="", version=""),
-        callbacks=[ProgressBar(), rate],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-    )
+    fetch_fashion_mnist(data_dir)
+    if (output / "summary.json").is_file():  # an earlier demo's, which had ended
+        for name in (checkpoints.FOLDER, "summary.json"):
+            shutil.rmtree(output / name) if (output / name).is_dir() else (output / name).unlink(missing_ok=True)
+    settings = {
+        "trainer.default_root_dir": output,
+        "trainer.max_epochs": epochs,
+        "seed_everything": seed,
+        "data.init_args.data_dir": data_dir,
+        "data.init_args.limit": "null" if limit is None else limit,
+        "model.init_args.optimization.warmup_epochs": 0.1 * epochs,
+        "checkpoint.every_n_steps": SAVED_EVERY,
+    }
+    arguments = ["--config", RECIPE, *(f"--{key}={value}" for key, value in settings.items())]
     started = time.perf_counter()
-    completed = _fit(trainer, task, data)
-    saved.save(model, output, data.class_names, **data.data_config)
-    probabilities = torch.cat(trainer.predict(task, data.test_dataloader()))  # type: ignore[arg-type]
-    images, labels = data.test
+    completed = _fit([*arguments, *(["--resume"] if checkpoints.available(output) else [])])
+    if not completed and not checkpoints.available(output):
+        raise KeyboardInterrupt
+    newest = checkpoints.newest(output)
+    data = FashionMNISTData(data_dir, limit=limit)
+    data.setup()
+    if not completed:
+        network = create(MODEL, str(newest), num_classes=len(data.class_names), in_chans=1, img_size=28)
+        saved.save(network, output, data.class_names, **data.data_config)
+    tested = launcher.run("test", [*arguments, "--resume", "--verbose=false"])["metrics"]
+    model = saved.resolve(output)
     summary = {
-        "accuracy": (probabilities.argmax(1) == labels).double().mean().item(),
-        "loss": F.nll_loss(probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log(), labels).item(),
+        "accuracy": tested["test_accuracy"],
+        "loss": tested["test_loss"],
         "completed": completed,
-        "steps": trainer.global_step,
+        "steps": int(newest.stem.partition("-")[2]),
         "seconds": round(time.perf_counter() - started, 1),
-        "images_per_second": round(rate.rate),
+        "images_per_second": _last(output / "metrics.csv", "images/s"),
         "epochs": epochs,
-        "seed": seed,
         "training_images": len(data.train[1]),
-        "test_images": len(labels),
+        "test_images": len(data.test[1]),
         "model": MODEL,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "versions": {name: version(name) for name in ("iformer-inception", "torch", "timm", "lightning")},
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "command": shlex.join(["iformer", *sys.argv[1:]]),
+        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        **provenance(seed),
     }
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    confusion = multiclass_confusion_matrix(probabilities, labels, len(data.class_names))
-    figures = {
-        "Training curve": plotting.training_curve(output / "metrics.csv"),
-        "Confusion matrix": plotting.confusion_matrix(confusion.numpy(), data.class_names),
-        "Right predictions, and the most confident wrong ones": plotting.prediction_grid(
-            images[:, 0].numpy(), labels.numpy(), probabilities.numpy(), data.class_names
-        ),
-    }
-    names = ["training_curve", "confusion_matrix", "predictions", "branch_spectra", "high_frequency_shares", "grad_cam"]
-    figures |= _what_it_sees(output, data)
-    for name, figure in zip(names, figures.values(), strict=True):
-        figure.savefig(output / f"{name}.png", dpi=160)
-    pages.write_report(
-        output / "report.html",
-        title=f"{MODEL} on Fashion-MNIST: {summary['accuracy']:.2%} of {len(labels):,} test images right",
-        note="" if completed else "The training was interrupted; these are the results of what it had reached.",
-        summary={key.replace("_", " "): _readable(value) for key, value in summary.items()},
-        figures=figures,
-        usage=f"iformer predict IMAGE... --checkpoint {shlex.quote(str(output))}",
-    )
+    write_json(output / "summary.json", summary)
+    _report(output, summary, _figures(output, model, data))
     return summary
 
 
-def _fit(trainer: lightning.Trainer, task: ClassificationTask, data: FashionMNISTData) -> bool:
-    """Train; whether to the end. Lightning shuts down by itself after Ctrl-C and then exits, which this catches."""
+def _fit(arguments: list[str]) -> bool:
+    """Train, and return whether to the end. Lightning ignores further Ctrl-Cs after the first, which is undone here."""
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(task, datamodule=data)
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
+        launcher.run("fit", arguments)
+    except KeyboardInterrupt:
         signal.signal(signal.SIGINT, handler)
-    return not trainer.interrupted
+        return False
+    return True
 
 
-def _what_it_sees(folder: Path, data: FashionMNISTData) -> dict[str, Figure]:
-    """Figures of the frequencies in the trained model's branches, and of its evidence for what it predicts."""
-    model = open_model(str(folder))
-    images = data.normalize(data.test[0][:STUDIED])
-    stages = measure(model.network, images.split(data.batch_size)).stages()
+def _last(metrics: Path, column: str) -> int:
+    """Return the last value of a column of ``metrics.csv``; 0 where nothing was logged."""
+    with metrics.open() as file:
+        values = [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
+    return round(values[-1]) if values else 0
+
+
+def _figures(output: Path, model: Model, data: FashionMNISTData) -> dict[str, tuple[str, Figure]]:
+    """Draw the figures of the report: the name of each one's file, with its caption."""
+    images, labels = data.test
+    normalized = data.normalize(images)
+    probabilities = _probabilities(model, normalized)
+    confusion = multiclass_confusion_matrix(probabilities, labels, len(data.class_names))
+    stages = measure(model.network, normalized[:STUDIED].split(data.batch_size)).stages()
     return {
-        "Frequencies that the three branches return (the paper's Fig. 4)": frequency_figures.branch_spectra(stages),
-        "What each branch does to the share of high frequencies": frequency_figures.branch_shares({MODEL: stages}),
-        "Where it sees what it predicts (Grad-CAM)": frequency_figures.class_activation(
-            {MODEL: explain(model, images[:6])}
+        "training_curve": ("Training curve", plotting.training_curve(output / "metrics.csv")),
+        "confusion_matrix": ("Confusion matrix", plotting.confusion_matrix(confusion.numpy(), data.class_names)),
+        "predictions": (
+            "Right predictions, and the most confident wrong ones",
+            plotting.prediction_grid(images[:, 0].numpy(), labels.numpy(), probabilities.numpy(), data.class_names),
+        ),
+        "branch_spectra": (
+            "Frequencies that the three branches return (the paper's Fig. 4)",
+            frequency_figures.branch_spectra(stages),
+        ),
+        "high_frequency_shares": (
+            "What each branch does to the share of high frequencies",
+            frequency_figures.branch_shares({MODEL: stages}),
+        ),
+        "grad_cam": (
+            "Where it sees what it predicts (Grad-CAM)",
+            frequency_figures.class_activation({MODEL: explain(model, normalized[:6])}),
         ),
     }
 
 
+@torch.inference_mode()
+def _probabilities(model: Model, images: Tensor) -> Tensor:
+    return torch.cat([model.network(batch).softmax(-1) for batch in images.split(128)])
+
+
+def _report(output: Path, summary: dict[str, Any], figures: dict[str, tuple[str, Figure]]) -> None:
+    for name, (_, figure) in figures.items():
+        plotting.save_figure(figure, output / f"{name}.png", dpi=160)
+    pages.write_report(
+        output / "report.html",
+        title=f"{MODEL} on Fashion-MNIST: {summary['accuracy']:.2%} of {summary['test_images']:,} test images right",
+        note="" if summary["completed"] else "The training was interrupted; these are the results of what it reached.",
+        summary={key.replace("_", " "): _readable(value) for key, value in summary.items()},
+        figures=dict(figures.values()),
+        usage=f"iformer predict IMAGE... --checkpoint {shlex.quote(str(output))}",
+    )
+
+
 def _require_writable(folder: Path) -> None:
-    """Raise OSError now rather than after five minutes."""
+    """Raise OSError now rather than after the training."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(b"0" * 2**24)  # about what a run leaves behind
-
-
-def _quieten() -> None:
-    """Silence what Lightning says to people who configure it themselves."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*Experiment logs directory.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+        file.write(b"0" * 2**25)  # about what a run leaves behind
 
 
 def _readable(value: Any) -> str:
-    """A value of the summary as people read it."""
+    """Return a value of the summary as people read it."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     if isinstance(value, bool):

@@ -104,7 +104,7 @@ def demo(
     limit: Annotated[int | None, typer.Option(min=10, help="Use only so many training and test images.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train iformer_nano on Fashion-MNIST, test it and write a report: about five minutes on two CPU cores."""
+    """Train iformer_nano on Fashion-MNIST, test it and write a report: some minutes on two CPU cores."""
     from iformer.demo import run
 
     summary = run(output, data_dir, epochs, seed, limit)

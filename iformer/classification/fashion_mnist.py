@@ -8,17 +8,19 @@ import subprocess
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import FashionMNIST
 from torchvision.datasets.utils import download_url
 
+from iformer.common.ranges import Count, NotNegativeInt, checked
+from iformer.training.data import DataModule
 from iformer.training.resumable import ResumableBatchSampler, SampleKey, run_seed, seed_from
 
 # SHA-256 of each file's content (the mirrors and Debian compress the same content differently).
@@ -32,7 +34,7 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
-class FashionMNISTData(lightning.LightningDataModule):
+class FashionMNISTData(DataModule):
     """Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist): 28x28 greyscale, 10 classes.
 
     Batches are ``(N, 1, 28, 28)`` normalised float32 images and ``(N,)`` labels. The whole set is kept in memory as
@@ -49,12 +51,13 @@ class FashionMNISTData(lightning.LightningDataModule):
     mean, std = 0.2860, 0.3530
     validation_images = 3000
 
+    @checked
     def __init__(
         self,
         data_dir: str | Path = "data/fashion_mnist",
-        batch_size: int = 128,
-        shift: int = 0,
-        limit: int | None = None,
+        batch_size: Count = 128,
+        shift: NotNegativeInt = 0,
+        limit: Annotated[int, Field(ge=10)] | None = None,
     ) -> None:
         super().__init__()
         self.data_dir = Path(data_dir)
@@ -92,9 +95,8 @@ class FashionMNISTData(lightning.LightningDataModule):
     def _loader(self, data: tuple[Tensor, Tensor], training: bool) -> DataLoader:
         images, labels = data
         batch_size = min(self.batch_size, len(labels))
-        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = ResumableBatchSampler(
-            len(labels), batch_size, run_seed(), *ranks, shuffle=training, drop_last=training
+            len(labels), batch_size, run_seed(), *self.rank, shuffle=training, drop_last=training
         )
         if training and self.trainer is not None:
             batches.begin_with(self.trainer)
