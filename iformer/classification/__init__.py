@@ -1,1 +1,1 @@
-"""Image classification: data and task."""
+"""Image classification: data, training and prediction."""
