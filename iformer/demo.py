@@ -26,7 +26,7 @@ from iformer.models import saved
 from iformer.models.backbone import create
 from iformer.models.saved import Model
 from iformer.training import checkpoints, launcher
-from iformer.training.run_state import locked
+from iformer.training.run_folder import locked
 
 RECIPE, MODEL = "fashion_mnist", "iformer_nano"
 SAVED_EVERY = 100  # optimiser steps: some twenty seconds

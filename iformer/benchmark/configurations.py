@@ -16,7 +16,7 @@ from iformer.deployment.channels_first import channels_first
 from iformer.deployment.formats import TYPES, prepare, quiet, to_openvino, write_onnx
 from iformer.deployment.quantize import quantize_openvino
 from iformer.models.backbone import create
-from iformer.models.config import HUB
+from iformer.models.locations import HUB
 from iformer.models.saved import resolve
 
 ENGINES = {

@@ -1,4 +1,4 @@
-"""timm's RandAugment, AugMix, AutoAugment and 3-Augment: the check of a policy, and a posterize for every Pillow."""
+"""Checks of timm's augmentation policies, and a posterize operation that works with every version of Pillow."""
 
 import itertools
 import re
@@ -12,8 +12,8 @@ _NUMBER = r"\d+(\.\d+)?"
 _NOISE = {"mstd0.5": rf"mstd{_NUMBER}"}
 _AUTO_AUGMENT = ("original", "originalr", "v0", "v0r", "3a")
 
-# For each kind of policy the settings that may follow its name: an example for messages, and the form. timm passes over
-# settings that it does not know and that have no digit, and fails at the first image where n is too large.
+# The settings that may follow the name of each kind of policy: an example for messages, and a pattern. timm ignores
+# unknown settings without a digit, and fails at the first image if n is too large.
 _SETTINGS = {
     "rand": {
         "m9": r"m\d+",
@@ -37,7 +37,7 @@ _SETTINGS = {
 
 
 def check_policy(policy: str) -> None:
-    """Raise ValueError where timm's ``auto_augment`` would not do what ``policy`` says."""
+    """Raise ValueError if timm's ``auto_augment`` does not know ``policy`` or one of its settings."""
     name, *sections = policy.split("-")
     if name not in _SETTINGS:
         raise ValueError(
@@ -50,19 +50,19 @@ def check_policy(policy: str) -> None:
         setting = next((key for key, form in settings.items() if re.fullmatch(form, section, re.ASCII)), None)
         if setting is None:
             raise ValueError(
-                f"auto_augment is {policy!r}, but {section!r} is no setting of {name}, "
+                f"auto_augment is {policy!r}, but {section!r} is not a setting of {name}, "
                 f"expected settings such as {', '.join(settings)}"
             )
         if setting in used:
-            raise ValueError(f"auto_augment is {policy!r}, but {section!r} is set before, expected each setting once")
+            raise ValueError(f"auto_augment is {policy!r}, but {section!r} repeats a setting, expected each only once")
         used.add(setting)
 
 
 def allow_zero_bits(transform: transforms.Compose) -> None:
-    """Have the posterize operations in ``transform`` give a black image where they are to keep no bit.
+    """Make the posterize operations in ``transform`` return a black image where they keep no bits.
 
-    RandAugment with noise and AutoAugment's v0 draw 0 bits now and then. Pillow gave a black image up to version 12,
-    and refuses from version 13 on.
+    RandAugment with noise and AutoAugment's v0 sometimes draw 0 bits. Pillow returned a black image up to version 12,
+    and raises an error from version 13 on.
     """
     for step in transform.transforms:
         operations: Any = getattr(step, "ops", None) or itertools.chain(*getattr(step, "policy", ()))
@@ -72,7 +72,7 @@ def allow_zero_bits(transform: transforms.Compose) -> None:
 
 
 def posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
-    """Keep the highest bits of each channel; none or fewer is black, all 8 or more is the image as it is."""
+    """Keep the highest bits of each channel; with 0 or fewer the image is black, with 8 or more it is unchanged."""
     if bits_to_keep <= 0:
         return Image.new(image.mode, image.size)
     return auto_augment.posterize(image, bits_to_keep)

@@ -1,4 +1,4 @@
-"""The datamodule of classification: images through timm's readers, augmentation, loaders."""
+"""The datamodule of classification: images from timm's readers, augmentation and loaders."""
 
 import re
 from collections.abc import Sequence
@@ -37,55 +37,59 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 class ImageData(DataModule):
     """Labelled images from class folders, tar files, Hugging Face datasets or WebDataset shards.
 
-    Batches are ``(N, C, H, W)`` normalised float32 images and ``(N,)`` labels. Mixup and CutMix, which mix a batch,
-    are the task's. Where a split is not named, the usual names are looked for (train, val, test and the like). Without
-    a validation split, a share of each class of the training images is kept apart, always the same; without a test
-    split, the test is done on the validation images, as is the custom on ImageNet.
+    Batches are normalised float32 images ``(N, C, H, W)`` and labels ``(N,)``. Mixup and CutMix, which mix a batch, are
+    part of the task. If the name of a split is not given, the usual names are tried (train, val, test and the like). If
+    there is no validation split, a fixed share of each class of the training images is used for it. If there is no test
+    split, the validation images are used for the test, as is customary on ImageNet.
 
-    Order and augmentation of an image depend on the run's seed, the epoch and the image, not on the number of workers,
-    and training goes on in the middle of an epoch. Not so with WebDataset shards, which can only be read from the
-    front: there an interrupted epoch starts again, and order and augmentation depend on the number of workers too.
+    The order and augmentation of images depend on the run's seed, the epoch and the image, and not on the number of
+    workers, and training can be resumed in the middle of an epoch. WebDataset shards are an exception, because they can
+    only be read from the beginning: an interrupted epoch starts again, and order and augmentation depend on the number
+    of workers too.
 
     Args:
-        root: Folder of the splits' folders or tar files, which hold a folder for each class; or a folder of class
-            folders or one tar file, for all splits; the folder of shards; or the cache of Hugging Face datasets.
-        reader: '' for folders and tar files, 'wds' for WebDataset shards, 'hfds/NAME' for the Hugging Face dataset NAME
-            (also a local folder).
-        train_split: Name of the training split. For shards: one that ``_info.json`` beside them describes, or their
-            names and the number of samples, such as ``train-{0000..0127}.tar|1281167``.
+        root: The folder with the splits, each of them a folder or a tar file that has a folder for each class; or, for
+            all splits together, a folder of class folders or one tar file; or the folder of the shards; or the cache of
+            Hugging Face datasets.
+        reader: The kind of source: '' for folders and tar files, 'wds' for WebDataset shards, 'hfds/NAME' for the
+            Hugging Face dataset NAME (or a local folder).
+        train_split: Name of the training split. For shards, a split that ``_info.json`` beside them describes, or the
+            names of the shards and the number of samples, such as ``train-{0000..0127}.tar|1281167``.
         val_split: Name of the validation split.
         test_split: Name of the test split.
-        val_share: Share of the training images for validation where there is no such split.
-        class_file: Text file with a class name a line, in the order of the labels. Needed for shards, which do not name
-            their classes; other sources must have just these classes.
-        image_size: Height and width in pixels, one number for both.
-        in_chans: 3 for RGB, 1 for greyscale.
-        mean: Per channel, of pixels from 0 to 1, for normalisation.
-        std: Per channel.
-        interpolation: For evaluation (and for training where ``train_interpolation`` is None): bicubic, bilinear...
-        crop_pct: In evaluation, the side of the central crop over the side that the image is resized to.
-        crop_mode: In evaluation; timm's: center, squash or border.
-        batch_size: Images of a training batch, on each device.
-        eval_batch_size: Images of an evaluation batch, on each device; None for ``batch_size``.
-        num_workers: Processes that load images, for each device.
-        pin_memory: Load into page-locked memory, where there is a GPU.
-        scale: Random resized crop: share of the image's area.
-        ratio: Random resized crop: width over height.
-        crop_padding: If not 0, pad by so many pixels and cut a random window instead of a random resized crop.
+        val_share: Share of the training images that is used for validation if there is no validation split.
+        class_file: Text file with one class name per line, in the order of the labels. It is required for shards, which
+            do not name their classes; other sources must have exactly these classes.
+        image_size: Height and width of the model's images in pixels, or one number for both.
+        in_chans: Number of image channels: 3 for RGB, 1 for greyscale.
+        mean: Mean of each channel for normalisation, of pixel values from 0 to 1.
+        std: Standard deviation of each channel for normalisation.
+        interpolation: Interpolation in evaluation (and in training if ``train_interpolation`` is None): nearest,
+            bilinear, bicubic, box, hamming or lanczos.
+        crop_pct: Side of the central crop in evaluation, as a share of the side to which the image is resized.
+        crop_mode: timm's crop mode in evaluation: center, squash or border.
+        batch_size: Number of images in a training batch on each device.
+        eval_batch_size: Number of images in an evaluation batch on each device; None for ``batch_size``.
+        num_workers: Number of processes that load images for each device.
+        pin_memory: Whether to load images into page-locked memory if there is a GPU.
+        scale: Range of the random resized crop's area, as a share of the image's area.
+        ratio: Range of the random resized crop's aspect ratio, width over height.
+        crop_padding: If not 0, the image is resized and padded by this number of pixels, and a random window of it
+            replaces the random resized crop.
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
-        color_jitter: Strength of brightness, contrast and saturation changes, where there is no ``auto_augment``.
-        auto_augment: timm's policy, such as ``rand-m9-mstd0.5-inc1``; None for none.
-        train_interpolation: Interpolation of the random resized crop and of ``auto_augment``, which cannot use box,
-            hamming and lanczos; random for bilinear or bicubic.
+        color_jitter: Strength of brightness, contrast and saturation changes if there is no ``auto_augment``.
+        auto_augment: timm's augmentation policy, such as ``rand-m9-mstd0.5-inc1``; None for none.
+        train_interpolation: Interpolation of the random resized crop and of ``auto_augment``, which does not support
+            box, hamming and lanczos; random chooses between bilinear and bicubic.
         random_erasing: Probability of erasing a rectangle.
-        erasing_mode: What to fill it with: pixel (noise), rand (one colour) or const (the mean).
-        repeats: Repeated augmentation: copies of an image in the same global batch.
-        on_error: What to do about an unreadable image: raise, or skip, which counts it, warns and takes the next one.
-        max_error_share: Give up where more than this share of the images was unreadable.
+        erasing_mode: Filling of the erased rectangle: pixel (noise), rand (one colour) or const (the mean).
+        repeats: Number of copies of an image in the same global batch, for repeated augmentation.
+        on_error: What to do with an unreadable image: raise an error, or skip it, that is warn and take the next image.
+        max_error_share: Share of unreadable images above which skipping them ends with an error.
 
     Raises:
-        ValueError: An argument is out of range. :meth:`setup` raises it where the images are not as described.
+        ValueError: An argument is out of range.
     """
 
     @checked
@@ -128,19 +132,19 @@ class ImageData(DataModule):
         self.settings = self.hparams
         self.class_names: tuple[str, ...] = ()
         self.batch_size = batch_size
-        # Of each kind of split: the reader, the labels of all that it reads, and the indices to use.
+        # For each kind of split: the reader, the labels of all its images, and the indices to use.
         self._parts: dict[str, tuple[Any, list[int], list[int]]] = {}
         _require_consistent(self.settings)
         _require_known_names(self.settings)
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, once :meth:`setup` has been called."""
+        """The number of classes, which is known once :meth:`setup` has been called."""
         return len(self.class_names)
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """How a trained model is to preprocess images, as timm's ``pretrained_cfg`` calls it."""
+        """The preprocessing of images for a trained model, with the keys of timm's ``pretrained_cfg``."""
         config = {name: self.settings[name] for name in ("interpolation", "crop_pct", "crop_mode")}
         return {
             "input_size": self._input_size(),
@@ -153,17 +157,17 @@ class ImageData(DataModule):
         """Open the splits that ``stage`` (fit, validate, test; None for all) needs, and check their classes.
 
         Raises:
-            FileNotFoundError: There is no such folder or file.
-            ValueError: A split is missing, a class is empty, or splits differ in their classes; says which.
+            FileNotFoundError: A folder or file does not exist.
+            ValueError: A split is missing, a class is empty, or a split has unknown classes; the message names it.
         """
         root, reader = self.settings.root, self.settings.reader
         wanted = {"train": self.settings.train_split, "val": self.settings.val_split, "test": self.settings.test_split}
         names = {kind: choose_split(root, reader, kind, name) for kind, name in wanted.items()}
         self.class_names = _read_class_file(self.settings.class_file)
         self._parts = {}
-        whole = not any(names.values())  # then all that root holds is for training, and a share of it for validation
+        whole = not any(names.values())  # then all images are for training, except for a share for validation
         if names["train"] or whole:
-            # Also for evaluation, since these are the classes that the model knows.
+            # This is needed for evaluation too, since the model knows the classes of the training images.
             self._open("train", names["train"])
         elif stage in (None, "fit"):
             there = ", ".join(available_splits(root, reader))
@@ -176,14 +180,14 @@ class ImageData(DataModule):
         self._parts.setdefault("test", self._parts.get("val") or self._parts["test"])
 
     def _open(self, kind: str, name: str | None) -> None:
-        """Open a split; the first one opened settles the classes, unless a file has."""
+        """Open a split; the first split that is opened determines the classes, unless a class file does."""
         reader, classes = open_split(self.settings.root, self.settings.reader, name)
         place = f"{self.settings.root or self.settings.reader}{f', split {name}' if name else ''}"
         ordered = sorted(classes, key=classes.__getitem__)
         self.class_names = self.class_names or tuple(ordered)
         if len(self.class_names) < 2:
             hint = " (shards do not name their classes, class_file must)" if self.settings.reader == "wds" else ""
-            raise ValueError(f"{place}: {len(self.class_names)} class{hint}, expected two at least")
+            raise ValueError(f"{place}: {len(self.class_names)} class{hint}, expected at least two")
         if unknown := [name for name in ordered if name not in self.class_names]:
             known = self.settings.class_file or "the training images"
             raise ValueError(f"{place}: {_some(unknown)} not among the {self.num_classes} classes of {known}")
@@ -207,13 +211,13 @@ class ImageData(DataModule):
         apart: list[int] = []
         for label in range(self.num_classes):
             images = order[np.asarray(labels)[order] == label].tolist()
-            # One at least, but never the only one.
+            # At least one image of each class is used for validation, but never its only image.
             apart += images[: min(max(1, round(self.settings.val_share * len(images))), len(images) - 1)]
         self._parts["val"] = reader, labels, sorted(apart)
         self._parts["train"] = reader, labels, sorted(set(range(len(labels))) - set(apart))
 
     def train_transform(self) -> transforms.Compose:
-        """Augmentation and normalisation: image to ``(C, H, W)``."""
+        """Return the augmentation and normalisation of training images: image to ``(C, H, W)``."""
         settings = self.settings
         color_jitter: Any = settings.color_jitter or None
         transform = create_transform(
@@ -241,7 +245,7 @@ class ImageData(DataModule):
         return transform
 
     def eval_transform(self) -> transforms.Compose:
-        """Resizing, central crop and normalisation: image to ``(C, H, W)``."""
+        """Return the resizing, central crop and normalisation of evaluation images: image to ``(C, H, W)``."""
         return create_transform(
             self._input_size(),
             interpolation=self.settings.interpolation,
@@ -255,15 +259,15 @@ class ImageData(DataModule):
         return self.settings.in_chans, *to_2tuple(self.settings.image_size)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented batches; from where the trainer stands."""
+        """Return a loader of shuffled, augmented batches that begins at the trainer's position."""
         return self._loader("train", self.train_transform(), self.settings.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        """Every validation image once."""
+        """Return a loader that yields every validation image once."""
         return self._loader("val", self.eval_transform(), self.settings.eval_batch_size or self.settings.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        """Every test image once."""
+        """Return a loader that yields every test image once."""
         return self._loader("test", self.eval_transform(), self.settings.eval_batch_size or self.settings.batch_size)
 
     def _loader(self, kind: str, transform: Transform, batch_size: int) -> DataLoader:
@@ -288,7 +292,13 @@ class ImageData(DataModule):
 
 
 class ShardLoader(DataLoader):
-    """A loader of :class:`ShardedImages` that counts epochs: it has no sampler to which Lightning could name them."""
+    """A loader of :class:`ShardedImages` that counts epochs itself, as it has no sampler with ``set_epoch``.
+
+    Args:
+        dataset: The streamed images.
+        epoch: The first epoch.
+        options: Further arguments of ``DataLoader``.
+    """
 
     def __init__(self, dataset: ShardedImages, epoch: int = 0, **options: Any) -> None:
         super().__init__(dataset, **options)
@@ -302,7 +312,7 @@ class ShardLoader(DataLoader):
 
 
 def _require_consistent(settings: Any) -> None:
-    """Raise ValueError, naming the argument, where one does not fit another."""
+    """Raise ValueError, naming the argument, if an argument does not fit another one."""
     for name in ("mean", "std"):
         if len(settings[name]) != settings.in_chans:
             raise ValueError(
@@ -311,11 +321,11 @@ def _require_consistent(settings: Any) -> None:
     if settings.reader not in ("", "wds") and not re.match("hfds/.", settings.reader):
         raise ValueError(f"reader is {settings.reader!r}, expected '' (folders and tar files), 'wds' or 'hfds/NAME'")
     if settings.repeats > 1 and settings.reader == "wds":
-        raise ValueError("repeats needs images that can be read in any order, which WebDataset shards cannot")
+        raise ValueError("repeats is more than 1, expected 1 for WebDataset shards, which cannot be read in any order")
 
 
 def _require_known_names(settings: Any) -> None:
-    """Raise ValueError, naming the argument, where a name means nothing to timm, which may pass over it in silence."""
+    """Raise ValueError, naming the argument, if timm does not know a name, which timm may ignore silently."""
     for name, known in (
         ("interpolation", INTERPOLATIONS),
         ("train_interpolation", (*INTERPOLATIONS, "random", None)),
@@ -325,23 +335,23 @@ def _require_known_names(settings: Any) -> None:
     if settings.auto_augment:
         check_policy(settings.auto_augment)
         name = "train_interpolation" if settings.train_interpolation else "interpolation"
-        if settings[name] in ("box", "hamming", "lanczos"):  # which Pillow has for resizing only
+        if settings[name] in ("box", "hamming", "lanczos"):  # which Pillow supports only for resizing
             raise ValueError(
-                f"{name} is {settings[name]!r}, which auto_augment cannot rotate and shear with, "
-                "expected train_interpolation of random, bicubic, bilinear or nearest"
+                f"{name} is {settings[name]!r}, which auto_augment cannot use to rotate and shear; "
+                "expected train_interpolation to be random, bicubic, bilinear or nearest"
             )
 
 
 def _read_class_file(path: str | None) -> tuple[str, ...]:
-    """The class names in a file, one a line."""
+    """Return the class names in a file that has one per line."""
     if path is None:
         return ()
     names = tuple(line.strip() for line in Path(path).read_text().splitlines() if line.strip())
     if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"{path}: {len(names)} class names, {len(set(names))} of them different; expected one a line")
+        raise ValueError(f"{path}: {len(names)} class names, {len(set(names))} of them distinct; expected one per line")
     return names
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first few names."""
+    """Return the first few of some names, as text."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, for the demo."""
+"""The datamodule of the demo, Fashion-MNIST, and the download of its files."""
 
 import gzip
 import hashlib
@@ -23,7 +23,7 @@ from iformer.common.ranges import Count, NotNegativeInt, checked
 from iformer.training.data import DataModule
 from iformer.training.resumable import ResumableBatchSampler, SampleKey, run_seed, seed_from
 
-# SHA-256 of each file's content (the mirrors and Debian compress the same content differently).
+# SHA-256 of the uncompressed content of each file (the mirrors and Debian compress it differently).
 FASHION_MNIST = {
     "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -37,14 +37,14 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 class FashionMNISTData(DataModule):
     """Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist): 28x28 greyscale, 10 classes.
 
-    Batches are ``(N, 1, 28, 28)`` normalised float32 images and ``(N,)`` labels. The whole set is kept in memory as
-    bytes, and shifts and flips are drawn for a whole batch at once: on a laptop that costs next to nothing.
+    Batches are normalised float32 images ``(N, 1, 28, 28)`` and labels ``(N,)``. All images are kept in memory as
+    bytes, and shifts and flips are applied to a whole batch at once, which takes very little time on a laptop.
 
     Args:
-        data_dir: Where the four files are; they are fetched there if they are not.
-        batch_size: Images in a batch.
-        shift: Training images move by up to so many pixels; worth it in runs of many epochs.
-        limit: Use only so many training and so many test images.
+        data_dir: The folder of the four files; they are downloaded into it if it has none of them.
+        batch_size: Number of images in a batch.
+        shift: Number of pixels by which training images are shifted at most; useful in runs of many epochs.
+        limit: Number of training images and of test images to use; None for all.
     """
 
     class_names = tuple(FashionMNIST.classes)
@@ -67,15 +67,15 @@ class FashionMNISTData(DataModule):
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """How a trained model is to preprocess images, as timm's ``pretrained_cfg`` calls it."""
+        """The preprocessing of images for a trained model, with the keys of timm's ``pretrained_cfg``."""
         return {"input_size": (1, 28, 28), "mean": (self.mean,), "std": (self.std,)}
 
     def prepare_data(self) -> None:
-        """Fetch the files, see :func:`fetch_fashion_mnist`."""
+        """Download the files if necessary, see :func:`fetch_fashion_mnist`."""
         fetch_fashion_mnist(self.data_dir)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the files; the last training images are kept apart for validation."""
+        """Read the files; the last training images are used for validation."""
         images, labels = self._read("train")
         validation = min(self.validation_images, len(labels) // 5)
         self.train = images[:-validation], labels[:-validation]
@@ -83,13 +83,13 @@ class FashionMNISTData(DataModule):
         self.test = self._read("t10k")
 
     def _read(self, split: str) -> tuple[Tensor, Tensor]:
-        """``(N, 1, 28, 28)`` uint8 images and ``(N,)`` labels."""
+        """Return the uint8 images ``(N, 1, 28, 28)`` and the labels ``(N,)`` of a split."""
         images = np.frombuffer(_content(self.data_dir / f"{split}-images-idx3-ubyte.gz"), np.uint8, offset=16)
         labels = np.frombuffer(_content(self.data_dir / f"{split}-labels-idx1-ubyte.gz"), np.uint8, offset=8)
         return torch.tensor(images).view(-1, 1, 28, 28)[: self.limit], torch.tensor(labels)[: self.limit].long()
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Bytes to normalised float32."""
+        """Convert bytes to normalised float32 values."""
         return (images.float() / 255 - self.mean) / self.std
 
     def _loader(self, data: tuple[Tensor, Tensor], training: bool) -> DataLoader:
@@ -101,19 +101,19 @@ class FashionMNISTData(DataModule):
         if training and self.trainer is not None:
             batches.begin_with(self.trainer)
         dataset = _Batches(images, labels, self, augment=training)
-        # batch_size=None: the sampler hands over the keys of a batch, and the dataset returns the batch as one.
+        # batch_size=None: the sampler yields the keys of a whole batch, and the dataset returns that batch.
         return DataLoader(dataset, sampler=batches, batch_size=None)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented batches."""
+        """Return a loader of shuffled, augmented batches that begins at the trainer's position."""
         return self._loader(self.train, training=True)
 
     def val_dataloader(self) -> DataLoader:
-        """Batches of the images kept apart."""
+        """Return a loader of the validation images."""
         return self._loader(self.validation, training=False)
 
     def test_dataloader(self) -> DataLoader:
-        """Batches of the 10,000 test images."""
+        """Return a loader of the 10,000 test images, or of the first ``limit``."""
         return self._loader(self.test, training=False)
 
 
@@ -133,7 +133,7 @@ class _Batches(Dataset):
 
 
 def shift_and_flip(images: Tensor, pixels: int) -> Tensor:
-    """Move each image of a batch ``(N, C, H, W)`` by up to ``pixels`` and mirror half of them."""
+    """Shift each image of a batch ``(N, C, H, W)`` by up to ``pixels``, and mirror it with probability 1/2."""
     n, _, height, width = images.shape
     padded = F.pad(images, [pixels] * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
@@ -144,27 +144,28 @@ def shift_and_flip(images: Tensor, pixels: int) -> Tensor:
 
 
 def fetch_fashion_mnist(folder: Path) -> None:
-    """Put the four files of Fashion-MNIST into ``folder``, unless they are there.
+    """Download the four files of Fashion-MNIST into ``folder`` if they are not there.
 
-    Tries torchvision's mirrors, then the package of Debian and Ubuntu, which is downloaded and unpacked, not installed.
+    First torchvision's mirror is tried, then the package of Debian and Ubuntu, which is unpacked without installing it.
 
     Raises:
-        ConnectionError: Neither could be reached; says what else to do.
-        FileNotFoundError: Some of the files are there, and others are not.
+        ConnectionError: Neither source could be reached; the message says what else to do.
+        NotADirectoryError: ``folder`` is a file.
+        FileNotFoundError: Only some of the files are there.
     """
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: not a folder, expected that of the four files of Fashion-MNIST")
+        raise NotADirectoryError(f"{folder}: not a folder, expected a folder for the four files of Fashion-MNIST")
     absent = [name for name in FASHION_MNIST if not (folder / name).is_file()]
     if not absent:
         return
     if len(absent) < len(FASHION_MNIST) or any((folder / name).exists() for name in absent):
         raise FileNotFoundError(
-            f"{folder / absent[0]}: no such file, though others of Fashion-MNIST are there; "
-            "expected all four, or none to have them fetched"
+            f"{folder / absent[0]}: no such file, though other files of Fashion-MNIST are there; "
+            "expected all four of them, or none, so that they are downloaded"
         )
     folder.mkdir(parents=True, exist_ok=True)
     problems = []
-    # Files are complete and verified before they appear in the folder, whatever interrupts this.
+    # Files are verified before they are moved into the folder, so that an interruption leaves no incomplete ones.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for number, source in enumerate((_from_mirror, _from_debian_package)):
             try:
@@ -184,7 +185,11 @@ def fetch_fashion_mnist(folder: Path) -> None:
 
 
 def _content(path: Path) -> bytes:
-    """What a file of Fashion-MNIST holds, verified."""
+    """Return the uncompressed content of a file of Fashion-MNIST.
+
+    Raises:
+        ValueError: The content has a wrong checksum.
+    """
     try:
         content = gzip.decompress(path.read_bytes())
     except (EOFError, zlib.error, gzip.BadGzipFile):
@@ -195,9 +200,9 @@ def _content(path: Path) -> bytes:
 
 
 def _from_mirror(folder: Path) -> Path:
-    """Download from the address that torchvision knows."""
+    """Download the files from torchvision's first mirror into ``folder``, and return it."""
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # seconds without an answer, or a firewall that swallows packets would hold us forever
+    socket.setdefaulttimeout(20)  # in seconds; without a limit, a firewall that drops packets would block this forever
     try:
         for name, md5 in FashionMNIST.resources:
             download_url(f"{FashionMNIST.mirrors[0]}{name}", folder, name, md5)
@@ -207,14 +212,14 @@ def _from_mirror(folder: Path) -> Path:
 
 
 def _from_debian_package(folder: Path) -> Path:
-    """Take the distribution's package from the system if it is installed, or unpack its archive. Needs no root."""
+    """Copy the files of the installed package of Debian and Ubuntu, or download and unpack it; this needs no root."""
     if DEBIAN_FOLDER.is_dir():
         return Path(shutil.copytree(DEBIAN_FOLDER, folder))
     if shutil.which("apt-get") is None:
-        raise OSError("no apt-get here for the package of Debian and Ubuntu")
+        raise OSError("no apt-get to download the package of Debian and Ubuntu")
     lists = folder / "lists"
     (lists / "partial").mkdir(parents=True)
-    # Package lists of our own: those of the system may be missing or old, and only root may renew them.
+    # Separate package lists are used, because the system's may be missing or old, and only root can update them.
     apt = ["apt-get", "--quiet", "-o", f"Dir::State::Lists={lists.resolve()}", "-o", f"Dir::Cache={folder.resolve()}"]
     for command in ([*apt, "update"], [*apt, "download", DEBIAN_PACKAGE]):
         subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)

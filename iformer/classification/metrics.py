@@ -1,4 +1,4 @@
-"""What a confusion matrix of images says of each class."""
+"""The figures of each class, computed from a confusion matrix."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def per_class(matrix: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return ``class``, ``images`` and ``accuracy`` (None where it has no images) for each class.
+    """Return ``class``, ``images`` and ``accuracy`` (None if there are no images) for each class.
 
     Args:
-        matrix: ``(K, K)`` images of each true class (row) that were taken for each class (column).
-        names: The names of the classes.
+        matrix: The numbers of images of each true class (row) that were predicted as each class (column), ``(K, K)``.
+        names: The names of the K classes.
     """
     rows = []
     for i, (name, counts) in enumerate(zip(names, matrix.tolist(), strict=True)):

@@ -23,7 +23,7 @@ class Predictor:
         self.top, self.batch_size = min(options.top, len(model.class_names)), options.batch_size
 
     def predict(self, paths: Sequence[Path], images: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
-        """Return the classes in prepared images ``(C, H, W)``."""
+        """Return the most probable classes of prepared images ``(C, H, W)``."""
         if not images:
             return []
         best = self.model.network(torch.stack(list(images))).softmax(-1).topk(self.top)
@@ -42,6 +42,6 @@ class Predictor:
         return list(results)
 
     def lines(self, result: dict[str, Any]) -> Iterator[str]:
-        """Yield a line for each class."""
+        """Yield a line with the probability and the name of each class."""
         for entry in result["classes"]:
             yield f"{entry['probability']:7.2%}  {entry['name']}"

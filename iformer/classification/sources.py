@@ -1,6 +1,7 @@
-"""Where labelled images come from: class folders, tar files, Hugging Face datasets and WebDataset shards.
+"""Sources of labelled images: class folders, tar files, Hugging Face datasets and WebDataset shards.
 
-timm's readers open them; what is here chooses the split, checks the classes and decodes every kind of image.
+Hugging Face datasets, tar files and shards are opened by timm's readers. This module chooses the splits, checks the
+classes and decodes every kind of image.
 """
 
 import io
@@ -33,7 +34,7 @@ SPLITS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-SHUFFLE_BUFFER = 4096  # samples that wait in memory, undecoded, to be drawn from
+SHUFFLE_BUFFER = 4096  # the number of encoded samples in memory from which the next one is drawn
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +42,15 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Tolerance:
-    """What to do about unreadable images: raise at once, or count, warn and go on up to a share.
+    """The treatment of unreadable images: raise an error at once, or count them and warn until a share is exceeded.
 
-    Counts for all of a loader's workers together, and over all of its epochs: an image that is met again counts again.
+    Images are counted for all workers of a loader together and over all of its epochs: an unreadable image counts again
+    in each epoch.
 
     Args:
-        skip: Go on.
-        max_share: Unreadable images in those of the epochs begun.
-        length: Images in the set, in an epoch.
+        skip: Whether to skip unreadable images.
+        max_share: Highest share of unreadable images in the epochs that have begun.
+        length: Number of images in an epoch.
     """
 
     def __init__(self, skip: bool, max_share: float, length: int) -> None:
@@ -56,39 +58,43 @@ class Tolerance:
         self.read, self.failed = Value("q", 0), Value("q", 0)
 
     def count(self) -> None:
-        """An image is about to be read."""
+        """Count an image that is about to be read."""
         with self.read.get_lock():
             self.read.value += 1
 
     def report(self, error: UnreadableImageError) -> None:
-        """An image could not be read: raises ``error``, or an account of too many of them, or warns."""
+        """Count an image that could not be read, and warn.
+
+        Raises:
+            UnreadableImageError: Unreadable images are not skipped, or there are too many of them.
+        """
         if not self.skip:
             raise error
         with self.failed.get_lock():
             self.failed.value += 1
         failed = self.failed.value
-        asked = self.read.value - failed + 1  # each that failed before was followed by another in its place
+        asked = self.read.value - failed + 1  # each earlier failure was followed by an image in its place
         images = self.length * max(1, -(-asked // self.length))
         if failed > self.max_share * images:
             raise UnreadableImageError(
                 f"{failed} of {images} images are unreadable, more than the share of {self.max_share:g} that "
-                f"max_error_share allows; the last: {error}"
+                f"max_error_share allows; the last one: {error}"
             ) from None
         logger.warning("skipped (%d so far): %s", failed, error)
 
 
 class LabelledImages(Dataset[tuple[Tensor, int]]):
-    """Images that a timm reader finds by index: ``((C, H, W), label)``.
+    """Labelled images ``((C, H, W), label)`` from a reader that finds them by index.
 
-    An unreadable one is replaced by the next readable one, where the tolerance allows it.
+    An unreadable image is replaced by the next readable one if the tolerance allows it.
 
     Args:
-        reader: timm's.
-        labels: Of all the reader's images.
-        indices: Which of them to use.
-        transform: Image to ``(C, H, W)``.
-        channels: 3 for RGB, 1 for greyscale.
-        tolerance: Of unreadable images.
+        reader: A reader of timm or :class:`ClassFolders`.
+        labels: The labels of all images of the reader.
+        indices: The indices of the images to use.
+        transform: The function that turns an image into ``(C, H, W)``.
+        channels: The number of channels to read: 3 for RGB, 1 for greyscale.
+        tolerance: The treatment of unreadable images.
     """
 
     def __init__(
@@ -107,7 +113,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         return len(self.indices)
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        while True:  # Tolerance ends it
+        while True:  # the tolerance ends this if there are too many unreadable images
             self.tolerance.count()
             index = self.indices[number % len(self)]
             try:
@@ -128,24 +134,24 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
 
 
 class ShardedImages(IterableDataset[tuple[Tensor, int]]):
-    """Images streamed from WebDataset shards: ``((C, H, W), label)``.
+    """Labelled images ``((C, H, W), label)`` streamed from WebDataset shards.
 
-    A sample is an image (``.jpg``, ``.png``, ``.webp``) and its label as digits (``.cls``). Shards are dealt out to
-    ranks and workers. In training they come in an order of the epoch, samples are drawn from a buffer, and every worker
-    goes on from its first shard again until it has given its part of the epoch, so that all ranks do the same number of
-    batches. Order and augmentation depend on seed, epoch, rank and worker only.
+    A sample is an image (``.jpg``, ``.png``, ``.webp``) and its label as digits (``.cls``). Shards are distributed to
+    ranks and workers. In training, the order of the shards differs in each epoch, samples are drawn from a buffer, and
+    every worker starts again with its first shard until it has yielded its part of the epoch, so that all ranks have
+    the same number of batches. Order and augmentation depend only on the seed, the epoch, the rank and the worker.
 
     Args:
-        reader: timm's, which knows the shards and the number of samples.
-        num_classes: Labels must be below it.
-        transform: Image to ``(C, H, W)``.
-        channels: 3 for RGB, 1 for greyscale.
-        tolerance: Of unreadable images.
-        batches: Batches of an epoch of one rank in training; None for one pass without shuffling.
-        batch_size: Samples in a batch.
-        seed: Of order and augmentation.
-        rank: This process.
-        world_size: All processes.
+        reader: timm's reader, which knows the shards.
+        num_classes: The number of classes, which all labels must be below.
+        transform: The function that turns an image into ``(C, H, W)``.
+        channels: The number of channels to read: 3 for RGB, 1 for greyscale.
+        tolerance: The treatment of unreadable images.
+        batches: The number of batches in a training epoch of one rank; None for one pass without shuffling.
+        batch_size: The number of samples in a batch.
+        seed: The seed of order and augmentation.
+        rank: The rank of this process.
+        world_size: The number of processes.
     """
 
     def __init__(
@@ -175,13 +181,13 @@ class ShardedImages(IterableDataset[tuple[Tensor, int]]):
         wanted = None
         if self.batches is not None:
             random.Random(f"{self.seed} {epoch}").shuffle(shards)
-            # Loaders ask their workers for batches in turn.
+            # A loader takes batches from its workers in turn.
             wanted = len(range(worker, self.batches, workers)) * self.batch_size
         shards = shards[part :: self.world_size * workers]
         if wanted and not shards:
             raise ValueError(
                 f"{len(self.shards)} shards are too few for {self.world_size} ranks with {workers} workers each: "
-                "each worker needs one of its own"
+                "expected at least one shard for each worker"
             )
         for count, sample in enumerate(self._samples(shards, endless=wanted is not None, shuffle=(epoch, part))):
             if count == wanted:
@@ -190,7 +196,7 @@ class ShardedImages(IterableDataset[tuple[Tensor, int]]):
             yield self.transform(sample[0]), sample[1]
 
     def _samples(self, shards: list[str], endless: bool, shuffle: tuple[int, int]) -> Iterator[tuple[Image.Image, int]]:
-        """Decoded images and labels."""
+        """Yield decoded images and their labels."""
         import webdataset
 
         stages = [webdataset.SimpleShardList(shards), webdataset.tarfile_to_samples(select_files=_is_visible)]
@@ -220,21 +226,21 @@ class ShardedImages(IterableDataset[tuple[Tensor, int]]):
         try:
             label = int(sample["cls"])
         except (KeyError, ValueError):
-            raise UnreadableImageError(f"{name}: no label, a .cls file with a number") from None
+            raise UnreadableImageError(f"{name}: no label, expected a .cls file with a number") from None
         if not 0 <= label < self.num_classes:
             raise ValueError(f"{name}: label {label}, but there are {self.num_classes} classes")
         return decode_image(io.BytesIO(sample[extension]), name, self.channels), label
 
 
 class ClassFolders(Reader):
-    """A folder for each class, as torchvision has it: a class is what lies in a folder and in the folders inside it.
+    """A reader of a folder for each class: as in torchvision, a class has all images in its folder and below it.
 
-    timm's own reader names classes by the innermost folders, and takes hidden ones for classes too.
+    timm's own reader names classes by the innermost folders, and takes hidden folders for classes too.
 
     Attributes:
-        samples: File and label of each image, in the natural order of the files' names.
-        class_to_idx: The classes, in the natural order of their names. Images outside of class folders have the class
-            ''.
+        samples: The file and label of each image, in the natural order of the files' names.
+        class_to_idx: The labels of the classes, in the natural order of their names. Images outside of class folders
+            have the class ''.
     """
 
     def __init__(self, root: Path) -> None:
@@ -262,14 +268,14 @@ class ClassFolders(Reader):
 
 
 class TarMembers(ReaderImageInTar):
-    """The images in a tar file with class folders, or in a folder of tar files.
+    """A reader of the images in a tar file with class folders, or in a folder of tar files.
 
-    As in :class:`ClassFolders`, hidden and system files are passed over, and the classes of one tar file are its first
-    folders, below those that all of its images lie in.
+    As in :class:`ClassFolders`, hidden and system files are skipped. The classes of a single tar file are its outermost
+    folders, below those that contain all of its images.
     """
 
     def __init__(self, root: Path) -> None:
-        # Not cached: an open file shared by forked workers would be read from the wrong place.
+        # Open files are not cached, because forked workers that share one would read from wrong positions.
         super().__init__(str(root), cache_tarfiles=False)
         shown = [number for number, (info, *_) in enumerate(self.samples) if _is_visible(info.path)]
         if not shown:
@@ -280,7 +286,7 @@ class TarMembers(ReaderImageInTar):
             folders = [PurePosixPath(info.path).parent.parts for info, *_ in self.samples]
             alike = takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))
             shared = len(list(alike)) if len(set(folders)) > 1 else max(0, len(folders[0]) - 1)
-            # A folder that holds both images and all other folders is a class, or the images lie outside of classes.
+            # If the shared folder holds images beside folders, it is itself the class; at the top they have no class.
             names = [(*inner[shared:], "")[0] for inner in folders]
             if "" in names and shared:
                 names = [inner[shared - 1] for inner in folders]
@@ -291,15 +297,24 @@ class TarMembers(ReaderImageInTar):
 
 
 def _is_visible(member: str) -> bool:
-    """Whether a member of a tar file is the user's, not hidden or of a system."""
+    """Return whether a member of a tar file is neither hidden nor a system file."""
     return not any(map(is_hidden, PurePosixPath(member).parts))
 
 
 def choose_split(root: str, reader: str, kind: str, wanted: str | None) -> str | None:
-    """The name of the split ``kind`` (train, val or test): the one asked for, or the first usual one that is there.
+    """Return the name of the split ``kind`` (train, val or test): ``wanted``, or the first usual name that exists.
+
+    Args:
+        root: The datamodule's ``root``.
+        reader: The datamodule's ``reader``.
+        kind: The kind of the split: train, val or test.
+        wanted: The name that the user gave, or None.
+
+    Returns:
+        The name, or None if ``wanted`` is None and there is no split with a usual name.
 
     Raises:
-        ValueError: The split asked for is not there; names those that are.
+        ValueError: There is no split ``wanted``; the message names those that exist.
     """
     if wanted is not None and reader == "wds" and ".tar" in wanted:
         return wanted  # a pattern of shards
@@ -311,7 +326,7 @@ def choose_split(root: str, reader: str, kind: str, wanted: str | None) -> str |
 
 
 def available_splits(root: str, reader: str) -> list[str]:
-    """Names of the splits; of the folders and tar files in ``root`` for the reader of those."""
+    """Return the names of the splits; for the reader of folders and tar files these are those in ``root``."""
     prefix, _, name = reader.partition("/")
     if prefix == "hfds":
         import datasets
@@ -336,7 +351,7 @@ def available_splits(root: str, reader: str) -> list[str]:
 
 
 def _shard_info(root: str) -> dict[str, Any]:
-    """What ``_info.json`` beside the shards says."""
+    """Return the contents of ``_info.json`` beside the shards, or nothing if it does not exist."""
     for name in ("_info.json", "info.json"):
         if (path := Path(root) / name).is_file():
             return dict(json.loads(path.read_text()))
@@ -344,10 +359,10 @@ def _shard_info(root: str) -> dict[str, Any]:
 
 
 def open_split(root: str, reader: str, split: str | None) -> tuple[Any, dict[str, int]]:
-    """timm's reader of a split (None: all that ``root`` holds), and the classes that it names.
+    """Return the reader of a split, or of everything in ``root`` if it is None, and the labels of its classes by name.
 
     Raises:
-        ValueError: There are no images, a class has none, or images lie outside class folders.
+        ValueError: There are no images, a class has none, or images lie outside of class folders.
     """
     add_img_extensions(EXTENSIONS)
     folder = Path(root, split) if split and Path(root, split).is_dir() else Path(root, f"{split}.tar" if split else "")
@@ -373,7 +388,7 @@ def open_split(root: str, reader: str, split: str | None) -> tuple[Any, dict[str
 
 
 def labels_of(reader: Any) -> list[int]:
-    """The labels of a reader's images, without reading these."""
+    """Return the labels of a reader's images without reading the images."""
     if hasattr(reader, "samples") and hasattr(reader, "targets"):  # tar
         return [int(label) for label in reader.targets]
     if hasattr(reader, "samples"):  # folder
@@ -382,7 +397,7 @@ def labels_of(reader: Any) -> list[int]:
 
 
 def _require_images(folder: Path, files: Sequence[str]) -> None:
-    """Raise where a class folder is empty, which timm passes over."""
+    """Raise ValueError if a class folder is empty."""
     used = {Path(os.path.relpath(file, folder)).parts[0] for file in files}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not is_hidden(entry.name) and entry.name not in used:
@@ -390,7 +405,7 @@ def _require_images(folder: Path, files: Sequence[str]) -> None:
 
 
 def _name(reader: Any, index: int) -> str:
-    """What to call an image in messages."""
+    """Return the name of an image for messages."""
     file = reader.filename(index, absolute=True)
     if isinstance(reader, ReaderImageInTar):
         return f"{reader.root}: {file}"

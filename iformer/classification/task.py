@@ -1,4 +1,4 @@
-"""Training and evaluation of classifiers."""
+"""The training and evaluation of classifiers."""
 
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,29 @@ PAPER = AdamWCosine()  # frozen
 
 
 class ClassificationTask(Task):
-    """Cross entropy on smoothed or mixed labels, AdamW with a cosine schedule, top-1 and top-5 accuracy.
+    """The task of classification: cross entropy on smoothed or mixed labels, and top-1 and top-5 accuracy.
 
-    Batches are ``(N, C, H, W)`` images and ``(N,)`` labels.
+    Batches are images ``(N, C, H, W)`` and labels ``(N,)``.
 
     Args:
-        model: A timm model's name, ``iformer_small`` say.
-        num_classes: The number of classes; as many as the data names.
-        pretrained: ``true`` for the released weights, a file, or a saved classifier's folder. Position embeddings are
-            resized to the model's, and a classifier of another number of classes begins anew.
+        model: Name of a timm model, such as ``iformer_small``.
+        num_classes: Number of classes, which must be the number of classes of the data.
+        pretrained: ``true`` for the released weights; otherwise a file of weights, or a saved classifier, given by its
+            folder or as ``hf-hub:USER/NAME``. Position embeddings are resized to the model's. If the number of classes
+            differs, the last layer is newly initialised.
         model_args: Further arguments of ``timm.create_model``, such as ``img_size``, ``in_chans``, ``drop_path_rate``.
         optimization: The optimiser and its schedule.
         label_smoothing: Share of the target that is spread over all classes.
-        mixup: Alpha of Mixup, 0 for none. Batches must be even.
-        cutmix: Alpha of CutMix, 0 for none. With both, half of the batches get either.
-        grad_checkpointing: Trade time for memory in training.
-        channels_last: Keep images and weights in the memory format that convolutions prefer.
-        compile_model: Compile the model with torch.compile; takes minutes, once.
-        confusion: Write ``confusion.csv`` and ``confusion.png`` into the run's folder after a test.
+        mixup: Alpha of Mixup, or 0 for none. It needs an even batch size.
+        cutmix: Alpha of CutMix, or 0 for none. It needs an even batch size. If both are used, each batch is mixed by
+            one of them, chosen with equal probability.
+        grad_checkpointing: Whether to trade time for memory in training, as ``set_grad_checkpointing`` does in timm.
+        channels_last: Whether to keep images and weights in the memory format that convolutions prefer.
+        compile_model: Whether to compile the model with ``torch.compile``, which takes some minutes at the start.
+        confusion: Whether to write ``confusion.csv`` and ``confusion.png`` into the run's folder after a test.
 
     Raises:
-        ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
+        ValueError: There is no such model, its arguments are wrong, or the weights do not fit it.
         OSError: The weights cannot be read.
     """
 
@@ -87,10 +89,10 @@ class ClassificationTask(Task):
         return create(**self.network)
 
     def setup(self, stage: str) -> None:
-        """Compare the classes of data and model, and group the parameters while they are whole.
+        """Compare the classes and channels of data and model, and group the parameters before they are sharded.
 
         Raises:
-            ValueError: The data has another number of classes or channels than the model.
+            ValueError: The number of classes or channels of the data differs from the model's.
         """
         super().setup(stage)
         channels = (self.of_data("data_config") or {}).get("input_size", [self.in_chans])[0]
@@ -101,11 +103,15 @@ class ClassificationTask(Task):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(N, C, H, W)`` -> logits ``(N, num_classes)``."""
+        """Return the logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
         return self.model(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of a batch, mixed if so asked."""
+        """Return the loss of a batch, which Mixup or CutMix mixes first if they are used.
+
+        Raises:
+            ValueError: A label has no class, or Mixup or CutMix get a batch of an odd size.
+        """
         images, labels = batch
         self._check(labels)
         if self.mixup is None:
@@ -119,11 +125,11 @@ class ClassificationTask(Task):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to the validation's loss and accuracy; outside of training, to the confusion matrix too."""
+        """Add a batch to the loss and accuracy of the validation; outside of training, to the confusion matrix too."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to the test's loss, accuracy and confusion matrix."""
+        """Add a batch to the loss, accuracy and confusion matrix of the test."""
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
@@ -140,7 +146,7 @@ class ClassificationTask(Task):
         self.log(f"{stage}_top5", self.top5, batch_size=size, on_step=False, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Outside of training, write ``per_class.csv``."""
+        """Write ``per_class.csv`` outside of training."""
         if self.trainer.state.fn != "fit":
             self._finish()
 
@@ -154,23 +160,23 @@ class ClassificationTask(Task):
                 save_figure(figure, Path(self.trainer.default_root_dir, "confusion.png"))
 
     def _finish(self) -> Tensor:
-        """Keep and write the accuracy of each class; the confusion matrix of all ranks' images (rows: true classes)."""
+        """Keep and write the accuracy of each class, and return the confusion matrix, whose rows are true classes."""
         matrix = self.confusion_matrix.compute().cpu()
         self.confusion_matrix.reset()
         self.keep_per_class(per_class(matrix, self.class_names))
         return matrix
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Class probabilities, ``(N, num_classes)``."""
+        """Return the class probabilities ``(N, num_classes)`` of a batch."""
         return self(batch[0]).softmax(-1)
 
     def _check(self, labels: Tensor) -> None:
-        """Raise ValueError for a label that the model has no class for; torch would crash, or on a GPU later."""
+        """Raise ValueError for a label without a class, for which torch would crash, on a GPU only later."""
         if labels.max() >= self.num_classes or labels.min() < 0:
             raise ValueError(
                 f"label {int(labels.max())} in the data, but model.init_args.num_classes is {self.num_classes}"
             )
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write ``model`` into ``folder`` with all that ``iformer predict`` and timm need to use it."""
+        """Write ``model`` into ``folder`` with everything that ``iformer predict`` and timm need to use it."""
         saved.save(model, folder, self.class_names, **(self.of_data("data_config") or {}))

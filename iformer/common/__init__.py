@@ -1,1 +1,1 @@
-"""Ideas that several rooms share, each in a file: images, files, pages, plotting, provenance, ranges of settings."""
+"""Ideas that several rooms share, each in a file: images, batches, files, pages, plotting, provenance, ranges."""

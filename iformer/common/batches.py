@@ -1,4 +1,4 @@
-"""Image files as a model wants them: the one loop over people's files."""
+"""The loop that reads and prepares image files in batches."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +14,12 @@ from iformer_command.terminal import ITEM_ERRORS, item_error, markup
 
 
 class Sample(NamedTuple):
-    """An image file and what became of it.
+    """An image file with its prepared image, or with the reason why there is none.
 
     Attributes:
         path: The file.
-        image: What was prepared of it; None where that failed.
-        error: Why it failed, in one line that names the file; empty where it did not.
+        image: The prepared image; None where reading or preparing it failed.
+        error: The reason of the failure, in one line that names the file; empty where there was none.
     """
 
     path: Path
@@ -34,19 +34,19 @@ def batches(
     batch_size: int = 1,
     description: str = "Reading",
 ) -> Iterator[list[Sample]]:
-    """Read and prepare image files, some at a time, in their order.
+    """Read and prepare image files in batches, in the order in which they are given.
 
-    Shows its progress on standard error where there is more than one batch.
+    The progress is shown on standard error where there is more than one batch.
 
     Args:
-        paths: The files.
-        prepare: Makes of an image what the model takes.
-        channels: 3 for RGB, 1 for greyscale.
-        batch_size: Files in a batch.
-        description: What is being done, for the progress bar.
+        paths: The image files.
+        prepare: The function that turns an image into the model's input.
+        channels: The number of channels to read: 3 for RGB, 1 for greyscale.
+        batch_size: The number of files in a batch.
+        description: The text beside the progress bar.
 
     Yields:
-        Lists of samples, among them those that could not be read or prepared.
+        Lists of samples, including those that could not be read or prepared.
     """
     alone = len(paths) <= batch_size
     rest = track(map(Path, paths), markup(description), len(paths), console=Console(stderr=True), disable=alone)

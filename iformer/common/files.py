@@ -1,4 +1,4 @@
-"""Writing files completely or not at all, and under names of their own."""
+"""Writing files completely or not at all, and giving them distinct names."""
 
 import json
 import os
@@ -15,20 +15,21 @@ from typing import Any
 from safetensors import SafetensorError
 
 TEMPORARY = re.compile(r"\.iformer-(\d+)-(.*)-\w+")
-"""What temporary folders are called: by the process that writes, its machine, and something random."""
+"""The pattern of temporary folders' names: the number of the writing process, its machine, and random letters."""
 
 A_DAY = 24 * 60 * 60
 
 
 @contextmanager
 def replaced(folder: Path, named: Path | None = None) -> Iterator[Path]:
-    """Give a temporary folder whose files replace those of ``folder`` when they are complete.
+    """Provide a temporary folder whose files replace those of ``folder`` when they are complete.
 
-    It is a hidden folder inside ``folder``, because a file is renamed atomically only within a file system. A process
-    that is killed leaves its own behind, which the next one to write there removes.
+    The temporary folder is a hidden one inside ``folder``, because a file can be renamed atomically only within one
+    file system. If a process is killed, its temporary folder stays behind until the next process that writes there
+    removes it.
 
     Args:
-        folder: The folder, made if it is not there.
+        folder: The folder to write into; it is created if it does not exist.
         named: The file or folder that errors name; ``folder`` by default.
 
     Raises:
@@ -39,13 +40,13 @@ def replaced(folder: Path, named: Path | None = None) -> Iterator[Path]:
         _remove_leftovers(folder)
         with tempfile.TemporaryDirectory(prefix=f".iformer-{os.getpid()}-{platform.node()}-", dir=folder) as temporary:
             yield Path(temporary)
-            for file in sorted(Path(temporary).iterdir()):  # .bin before .xml: who sees a new .xml finds its weights
+            for file in sorted(Path(temporary).iterdir()):  # .bin before .xml: a new .xml then finds its weights
                 file.chmod(0o644)  # temporary files are private
                 os.replace(file, folder / file.name)
     except SafetensorError as error:
         raise OSError(f"{named or folder}: cannot be written ({error})") from error
     except OSError as error:
-        # A full disk is reported without a file's name, and no one knows the name of a temporary file.
+        # A full disk is reported without a file name, and the name of a temporary file would tell the user nothing.
         ours = error.filename is None or Path(error.filename).is_relative_to(folder)
         if error.errno is None or not ours:
             raise
@@ -54,10 +55,10 @@ def replaced(folder: Path, named: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def written(file: Path) -> Iterator[Path]:
-    """Give the path of a temporary file that takes the place of ``file`` when it is complete.
+    """Provide the path of a temporary file that takes the place of ``file`` when it is complete.
 
     Raises:
-        OSError: It could not be written, and an earlier file is kept; names ``file``.
+        OSError: The file could not be written; the message names ``file``, and an earlier file is kept.
     """
     with replaced(file.parent, named=file) as folder:
         yield folder / file.name
@@ -67,7 +68,7 @@ def write_text(file: Path, text: str) -> None:
     """Write a text file, completely or not at all.
 
     Raises:
-        OSError: It could not be written, and an earlier file is kept; names ``file``.
+        OSError: The file could not be written; the message names ``file``, and an earlier file is kept.
     """
     with written(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -77,13 +78,16 @@ def write_json(file: Path, document: Any) -> None:
     """Write a JSON file, completely or not at all.
 
     Raises:
-        OSError: It could not be written, and an earlier file is kept; names ``file``.
+        OSError: The file could not be written; the message names ``file``, and an earlier file is kept.
     """
     write_text(file, json.dumps(document, indent=2) + "\n")
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders of processes that are no more; on other machines, of those begun a day ago."""
+    """Remove the temporary folders of processes that have ended.
+
+    Whether a process on another machine has ended cannot be known, so its folder is removed when it is a day old.
+    """
     for entry in folder.glob(".iformer-*"):
         if name := TEMPORARY.fullmatch(entry.name):
             here = name[2] == platform.node()
@@ -96,16 +100,16 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # it is another user's process
         pass
     return True
 
 
 class DistinctStems:
-    """Names for what is written about files: a file's own without its extension.
+    """Distinct names for what is written about input files: each file's name without its extension.
 
-    Where files of several folders share a name it gets a number, and a name of more than ``longest`` bytes is cut, for
-    file systems take 255 with all that follows.
+    A number is added where files of several folders have the same name. A name of more than ``longest`` bytes is cut,
+    because file systems allow 255 bytes, including the suffixes that are added to it.
     """
 
     def __init__(self, longest: int = 200) -> None:

@@ -1,4 +1,4 @@
-"""Finding image files, and reading every kind of them."""
+"""Finding image files, and reading every kind of image."""
 
 import contextlib
 import os
@@ -11,19 +11,19 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# What Pillow opens and people have in folders; timm's readers know the first three by themselves.
+# Extensions that Pillow opens and that are common in folders of images; timm's readers know only the first three.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
-# Only these are ever opened, whatever a file is called: for others, EPS say, Pillow starts other programs.
+# Only these formats are ever opened, whatever a file is called: for others, such as EPS, Pillow starts other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 
-UNSTATED = 17  # a file of 16-bit integers does not say how many of the bits it uses
+UNSTATED = 17  # stands for a file of 16-bit integers that does not say how many of the bits it uses
 _SYSTEM_NAMES = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")
 
 
 class UnreadableImageError(ValueError):
-    """A file that is no image, or is cut off. The message is one line and names it.
+    """A file is not an image, or is truncated. The message is one line and names the file.
 
-    Torch makes a worker's exception anew, with its whole traceback as the message; the last line of that is ours.
+    Torch raises a worker's exception again with the whole traceback as its message; only the last line of that is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -31,15 +31,15 @@ class UnreadableImageError(ValueError):
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name belongs to a system or a program, such as ``._a.jpg`` and ``@eaDir``."""
+    """Return whether a name is that of a hidden or system file or folder, such as ``._a.jpg`` or ``@eaDir``."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def image_files(folder: str | Path) -> Iterator[Path]:
-    """Yield the image files in ``folder`` and its subfolders, by their names' endings.
+    """Yield the files in ``folder`` and its subfolders that have the extension of an image.
 
-    Links to folders are followed, but never into a folder that they stand in; hidden and system files and folders
-    (:func:`is_hidden`) are passed over.
+    Links to folders are followed, except for those that lead to a folder that contains them. Hidden and system files
+    and folders (see :func:`is_hidden`) are skipped.
     """
 
     def walk(place: str, above: frozenset[str]) -> Iterator[Path]:
@@ -58,11 +58,11 @@ def image_files(folder: str | Path) -> Iterator[Path]:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The files among ``paths`` and, sorted, the image files in the folders among them, see :func:`image_files`.
+    """Return the files among ``paths``, and the sorted image files of the folders among them (:func:`image_files`).
 
     Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: A folder holds no image file.
+        FileNotFoundError: A file or folder does not exist.
+        ValueError: A folder contains no image file.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -81,18 +81,19 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 def read_image(path: str | Path, channels: int | None = 3, upright: bool = True) -> Image.Image:
     """Read an image file upright, as RGB (``channels=3``) or greyscale (``channels=1``).
 
-    Where labels belong to the pixels as they are stored, ``upright=False`` does not turn them, whatever the camera has
-    noted; ``channels=None`` reads a label map, whose values are given as they are stored.
+    With ``upright=False`` the image is not rotated as its EXIF data says, for labels that belong to the pixels as they
+    are stored. With ``channels=None`` the file is read as a label map, whose values are returned as they are stored.
 
-    Greyscale, palette, CMYK, Lab, transparent and 16-bit files are converted; transparency is laid on white. Values of
-    more than 16 bits and of other ranges become 8 bits as :func:`_to_bytes` says.
+    Greyscale, palette, CMYK, Lab, transparent and 16-bit files are converted, and transparent images are placed on
+    white. Values of 16 bits and more, and values of other ranges, are converted to 8 bits as :func:`_to_bytes`
+    describes.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UnreadableImageError: The file is no image of a format in ``FORMATS``, or is cut off.
+        FileNotFoundError: The file does not exist.
+        UnreadableImageError: The file is not an image of a format in ``FORMATS``, or is truncated.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
             raise UnreadableImageError(f"{path}: not a file")
         with open(path, "rb") as file:
             return decode_image(file, path, channels, upright)
@@ -103,7 +104,7 @@ def read_image(path: str | Path, channels: int | None = 3, upright: bool = True)
 
 
 def decode_image(file: IO[bytes], name: str | Path, channels: int | None = 3, upright: bool = True) -> Image.Image:
-    """:func:`read_image` for an open file, which errors call ``name``."""
+    """Read an image from an open file as :func:`read_image` does; errors call the file ``name``."""
     try:
         with Image.open(file, formats=FORMATS) as opened:
             greatest = _greatest(opened)
@@ -117,28 +118,29 @@ def decode_image(file: IO[bytes], name: str | Path, channels: int | None = 3, up
     except UnidentifiedImageError:
         readable = ", ".join(FORMATS)
         raise UnreadableImageError(f"{name}: not an image that Pillow can read as one of {readable}") from None
-    except Exception as error:  # Pillow's plugins raise whatever damage makes them stumble over
+    except Exception as error:  # Pillow's plugins raise exceptions of any kind for damaged files
         raise UnreadableImageError(f"{name}: unreadable image ({error})") from None
 
 
 def _converted(image: Image.Image, mode: str, bits: int, name: str | Path) -> Image.Image:
-    """``image`` in ``mode``, L or RGB."""
-    if image.mode == "F" or image.mode.startswith("I"):  # which convert() would clip instead of scale
+    """Return ``image`` converted to ``mode``, L or RGB."""
+    if image.mode == "F" or image.mode.startswith("I"):  # convert() would clip these values instead of scaling them
         image = Image.fromarray(_to_bytes(np.asarray(image), bits, name))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     if image.mode not in (mode, "RGB"):
-        image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")  # Lab and others know RGB only
+        image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")  # Lab and others convert to RGB only
     return image if image.mode == mode else image.convert(mode)
 
 
 def _to_bytes(values: np.ndarray, bits: int, name: str | Path) -> np.ndarray:
-    """Greyscale values of a wide type as bytes.
+    """Convert greyscale values of a wide type to bytes.
 
-    Integers of 16 bits cover the range of their type, or of the bits that the file states; in a TIFF that states none
-    and has no value above 4095, they are the 12 bits of many cameras and microscopes. Other values, if none is negative
-    and none is above 1, 255 or 65535, cover the first of these ranges that holds them. All others are stretched from
-    their least to their greatest value. A warning tells what had to be guessed. What is not a number is black.
+    Integers of 16 bits are scaled from the range of their type, or of the number of bits that the file states. If a
+    TIFF file states none and no value is above 4095, its values are taken for the 12 bits of many cameras and
+    microscopes. Other values that are not negative are scaled from the smallest range that contains them: 0 to 1, 0 to
+    255 or 0 to 65535. All others are stretched from their minimum to their maximum. A warning says where the range had
+    to be guessed. Values that are not finite become black.
     """
     values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
@@ -155,7 +157,7 @@ def _to_bytes(values: np.ndarray, bits: int, name: str | Path) -> np.ndarray:
 
 
 def _stated_bits(opened: Image.Image) -> int:
-    """Bits of the range that a file of 16-bit integers covers, or ``UNSTATED``; 0 for files of other types."""
+    """Return how many bits a file of 16-bit integers uses, or ``UNSTATED``; 0 for files of other types."""
     if not opened.mode.startswith("I;16"):
         return 16 if opened.mode == "I" and opened.format == "PNG" else 0
     if opened.format != "TIFF":
@@ -166,10 +168,12 @@ def _stated_bits(opened: Image.Image) -> int:
 
 
 def _greatest(opened: Image.Image) -> int:
-    """The greatest value of a greyscale file of fewer than 8 bits, which Pillow makes 255; and 255 for other files.
+    """Return the maximum value of a greyscale file of fewer than 8 bits, and 255 for all other files.
+
+    Pillow scales the values of such a file so that its maximum becomes 255.
 
     Args:
-        opened: Not loaded yet.
+        opened: The opened image, whose pixels have not been loaded yet.
     """
     tiles = getattr(opened, "tile", [])
     if opened.mode != "L" or not tiles:
@@ -182,6 +186,6 @@ def _greatest(opened: Image.Image) -> int:
 
 
 def _turn_upright(image: Image.Image) -> None:
-    """Turn an image as its EXIF data says, if they can be read: the pixels are worth having without."""
+    """Rotate an image in place as its EXIF data says; an image whose EXIF data cannot be read is left as it is."""
     with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)  # most are upright already and need no copy
+        ImageOps.exif_transpose(image, in_place=True)  # most images are upright already and need no copy

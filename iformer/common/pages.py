@@ -1,6 +1,6 @@
-"""Pages and tables for people: HTML and Markdown from the templates beside this file, and CSV.
+"""HTML and Markdown pages from the templates beside this file, and CSV tables.
 
-Names that stand in them are text, whatever they look like: each of the three escapes them in one place, here.
+Names in them are plain text, whatever characters they contain: for each of the three formats they are escaped here.
 """
 
 import base64
@@ -23,15 +23,15 @@ from iformer_command.terminal import printable
 def write_report(
     path: Path, title: str, summary: dict[str, Any], figures: dict[str, Figure], usage: str, note: str = ""
 ) -> None:
-    """Write an HTML page that needs no other file.
+    """Write a self-contained HTML page with a table of facts and some figures.
 
     Args:
-        path: The page.
-        title: Its heading.
-        summary: Facts for the table at the top, in order.
-        figures: By their captions.
-        usage: A command to copy.
-        note: A remark under the heading, for what the reader must not overlook.
+        path: The HTML file to write.
+        title: The page's heading.
+        summary: The names and values of the table at the top, in order.
+        figures: The figures by their captions.
+        usage: A command that the reader can copy.
+        note: A remark under the heading that the reader must not overlook.
     """
     pictures = []
     for caption, figure in figures.items():
@@ -43,35 +43,36 @@ def write_report(
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write the page that ``template``, a file in ``templates/``, makes of ``values``.
+    """Write the page that ``template``, a file in ``templates/``, renders from ``values``.
 
-    Every string among the values is text: escaped as HTML if ``path`` ends so, and as Markdown if not.
+    Every string among the values is plain text. It is escaped as HTML if ``path`` ends in ``.html``, and as Markdown
+    otherwise.
     """
     html = path.suffix == ".html"
-    escape = printable if html else markdown  # Jinja itself escapes for HTML, after this
+    escape = printable if html else markdown  # for HTML, Jinja itself escapes afterwards
     environment = Environment(
         loader=PackageLoader("iformer.common"),
         autoescape=html,
         trim_blocks=True,
         finalize=lambda value: escape(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
-    environment.filters["code"] = lambda text: Markup(printable(text))  # for blocks of code in Markdown
+    environment.filters["code"] = lambda text: Markup(printable(text))  # for code blocks in Markdown
     write_text(path, environment.get_template(template).render(**values))
 
 
 def markdown(text: str) -> str:
-    """Return Markdown that shows ``text``; no markup, HTML or table's cell begins or ends in it."""
+    """Return Markdown that shows ``text`` literally: nothing in it acts as markup, HTML or a cell's border."""
     text = re.sub(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable(text))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table whose strings are text to spreadsheets too.
+    """Write a CSV table whose strings spreadsheets show as plain text.
 
-    A string that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP recommends.
+    A string that a spreadsheet would take for a formula is preceded by an apostrophe, as OWASP recommends.
 
     Raises:
-        OSError: The table could not be written, and an earlier one is kept; names ``path``.
+        OSError: The table could not be written; the message names ``path``, and an earlier table is kept.
     """
     with written(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([_cell(value) for value in row] for row in rows)
@@ -80,5 +81,5 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    formula = re.match(r"[=@]|[+-](?![\d.]+$)", value)  # -1 is a number and may stay one
+    formula = re.match(r"[=@]|[+-](?![\d.]+$)", value)  # numbers such as -1 are left as they are
     return f"'{printable(value)}" if formula else printable(value)

@@ -1,4 +1,4 @@
-"""The style, the colours and the writing of all figures, and those that several rooms draw."""
+"""The style and colours of all figures, writing them to files, and the figures that several packages draw."""
 
 import colorsys
 import csv
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from iformer.common.files import written
 from iformer_command.terminal import printable
 
-# Okabe and Ito's palette, told apart with any colour vision.
+# Colours that can be told apart with any colour vision, four of them from Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, PURPLE, RED = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#CC3311"
 
 STYLE: dict[Any, Any] = {
@@ -48,19 +48,19 @@ PAPER_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "iformer",  # the same figure gives the same file
     "figure.dpi": 300,
 }
-"""The style of figures that are as wide as a paper's column."""
+"""The style of figures that are as wide as a column of a paper."""
 
 Colour = tuple[int, int, int]
 
 
 def bright_colour(label: int) -> Colour:
-    """Return a bright colour for a class, far from its neighbours': steps of the golden angle around the hues."""
+    """Return a bright colour for a class, far from its neighbours': hues follow each other by the golden angle."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.85, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def default_palette(length: int) -> list[Colour]:
-    """Return colours that differ, none black: PASCAL VOC's, which spread a class's bits over the three channels."""
+    """Return distinct colours without black: PASCAL VOC's, which spread the bits of a label over the three channels."""
     palette = []
     for label in range(1, length + 1):
         bits = [sum((label >> (3 * place + channel) & 1) << (7 - place) for place in range(8)) for channel in range(3)]
@@ -69,29 +69,30 @@ def default_palette(length: int) -> list[Colour]:
 
 
 def short(name: object, longest: int = 32) -> str:
-    """Return a name as a picture has room for it: in one line, cut where it is longer than ``longest`` letters."""
+    """Return a name in one line, shortened to ``longest`` characters, so that it fits into a picture."""
     text = printable(name)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def label(name: object, longest: int = 32) -> str:
-    """Return :func:`short` of a name for matplotlib, which would read mathematics between two dollar signs."""
+    """Return the :func:`short` form of a name with dollar signs escaped, between which matplotlib reads mathematics."""
     return short(name, longest).replace("$", r"\$")
 
 
 @contextmanager
 def quiet_fonts() -> Iterator[None]:
-    """Draw what the fonts have no letters for, Chinese or emoji say, as boxes without a warning for each."""
+    """Suppress matplotlib's warnings about characters that the fonts lack, such as Chinese; they are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
         yield
 
 
 def training_curve(metrics: Path) -> Figure:
-    """Training loss and validation accuracy over optimiser steps.
+    """Draw the training loss and the validation accuracy over the optimiser steps.
 
     Args:
-        metrics: The ``metrics.csv`` of Lightning's CSVLogger; a run that was interrupted at once leaves none.
+        metrics: The run's ``metrics.csv``; the curves are empty if it does not exist, as in a run that was interrupted
+            at once.
     """
     rows = []
     if metrics.exists():
@@ -114,12 +115,12 @@ def training_curve(metrics: Path) -> Figure:
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Draw the share of each true class (row) that was taken for each class (column), in per cent.
+    """Draw the share of each true class (row) that was predicted as each class (column), in per cent.
 
-    Shares are written into the cells of up to 25 classes, and the names beside up to 100.
+    The cells show their values if there are at most 25 classes, and the axes show the names of at most 100.
 
     Args:
-        counts: ``(K, K)`` images or pixels, the true class first.
+        counts: The numbers of images or pixels, ``(K, K)``, with the true class first.
         class_names: The names of the K classes.
     """
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -146,7 +147,7 @@ def save_figure(figure: Figure, file: Path, dpi: int = 150) -> None:
     """Write a figure, completely or not at all.
 
     Raises:
-        OSError: It could not be written, and an earlier one is kept; names ``file``.
+        OSError: The figure could not be written; the message names ``file``, and an earlier figure is kept.
     """
     with written(file) as temporary, quiet_fonts():
         figure.savefig(temporary, dpi=dpi, metadata={"Date": None} if file.suffix == ".svg" else None)
@@ -155,14 +156,14 @@ def save_figure(figure: Figure, file: Path, dpi: int = 150) -> None:
 def prediction_grid(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], columns: int = 8
 ) -> Figure:
-    """Two rows of right predictions taken at random and two rows of the most confident wrong ones.
+    """Draw two rows of correct predictions, chosen at random, and two rows of the most confident wrong ones.
 
     Args:
-        images: ``(N, H, W)`` or ``(N, H, W, 3)``, bytes.
-        labels: ``(N,)`` true classes.
-        probabilities: ``(N, classes)``.
-        class_names: One per class.
-        columns: Pictures in a row.
+        images: The images as bytes, ``(N, H, W)`` or ``(N, H, W, 3)``.
+        labels: The true classes, ``(N,)``.
+        probabilities: The predicted probabilities, ``(N, K)``.
+        class_names: The names of the K classes.
+        columns: The number of images in a row.
     """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     right = np.random.default_rng(0).permutation(np.flatnonzero(predicted == labels))[: 2 * columns]

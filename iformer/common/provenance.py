@@ -1,4 +1,4 @@
-"""What every result says about how it came to be."""
+"""Provenance: what every result file records about how it was made."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import torch
 
 
 def provenance(seed: int) -> dict[str, Any]:
-    """The command, the seed, the versions and the machine."""
+    """Return the command, the seed, the versions of the libraries, and the machine."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": seed,
@@ -24,7 +24,7 @@ def provenance(seed: int) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name, which Python knows on other systems than Linux only."""
+    """Return the processor's name, which Python itself does not know on Linux."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Ranges of settings, as types: jsonargparse checks them in recipes and arguments, pydantic in calls from Python."""
+"""Types for the ranges of settings: jsonargparse checks them in recipes and arguments, pydantic in Python calls."""
 
 import dataclasses
 import functools
@@ -33,7 +33,10 @@ Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
 def checked(constructor: Constructor) -> Constructor:
-    """Decorate a constructor: arguments are of the types that it states, or it raises a ValueError of one line."""
+    """Decorate a constructor so that it checks its arguments against their types.
+
+    The constructor raises ValueError, with a message of one line, if an argument is not of its annotated type.
+    """
     validated = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(constructor)
 
     @functools.wraps(constructor)
@@ -42,7 +45,7 @@ def checked(constructor: Constructor) -> Constructor:
             validated(*args, **kwargs)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            bound = inspect.signature(constructor).bind(*args, **kwargs).arguments  # a TypeError, if it does not fit
+            bound = inspect.signature(constructor).bind(*args, **kwargs).arguments  # TypeError if it does not fit
             name = str(first["loc"][0])
             raise ValueError(f"{name} is {bound.get(name)!r}, {in_words(first['msg'])}") from error
 
@@ -50,15 +53,15 @@ def checked(constructor: Constructor) -> Constructor:
 
 
 def require(key: str, value: Any, kind: Any) -> None:
-    """Check a value that has no place of its own in a signature.
+    """Check a value that is not an argument of a :func:`checked` constructor.
 
     Args:
-        key: What it is called.
-        value: The value.
-        kind: A type, such as those of this file.
+        key: The name of the value, for the message.
+        value: The value to check.
+        kind: The type that the value must have, such as those of this file.
 
     Raises:
-        ValueError: It is out of range; one line.
+        ValueError: The value is out of range; the message is one line.
     """
     try:
         TypeAdapter(kind).validate_python(value)
@@ -67,17 +70,17 @@ def require(key: str, value: Any, kind: Any) -> None:
 
 
 def require_fields(instance: Any) -> None:
-    """Check the fields of a dataclass against their types; for its ``__post_init__``.
+    """Check the fields of a dataclass against their types; to be called in its ``__post_init__``.
 
     Raises:
-        ValueError: One is out of range; one line.
+        ValueError: A field is out of range; the message is one line.
     """
     for field in dataclasses.fields(instance):
         require(field.name, getattr(instance, field.name), field.type)
 
 
 def in_words(message: str) -> str:
-    """Return what pydantic says of a value as part of a sentence."""
+    """Return pydantic's message about a value as a part of a sentence."""
     message = message.removeprefix("Value error, ").replace("Input should be", "expected")
     message = re.sub(r"(greater|less) than or equal to (\S+)", _or_more, message)
     return message.partition(", unable to parse")[0]

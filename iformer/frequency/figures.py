@@ -1,4 +1,4 @@
-"""Pictures of what was measured in models: Figs. 1(a), 1(b), 4 and 5 of the paper, and what models receptive_field.
+"""Figures of what was measured in models: Figs. 1(a), 1(b), 4 and 5 of the paper, and receptive fields.
 
 Each is as wide as a column of a paper (8 cm), or as a page's text (17 cm) where it needs to be, with text of 6 points
 and more, in colours that are told apart with any colour vision.

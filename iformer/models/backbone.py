@@ -1,4 +1,4 @@
-"""timm's models, made with checks: as classifiers, and as backbones of detectors and segmenters."""
+"""Creating timm's models with checked arguments, as classifiers or as backbones of detectors and segmenters."""
 
 import difflib
 import warnings
@@ -11,21 +11,21 @@ from timm.models import is_model_in_modules
 from torch import Tensor
 
 from iformer.common.ranges import ShareBelowOne, require
-from iformer.models import config, released
+from iformer.models import locations, released
 
 
 def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
-    """Make a model of timm's registry.
+    """Create a model from timm's registry.
 
     Args:
         name: The model's name.
-        pretrained: True for the released weights; or a file of a classifier's weights, or a saved classifier, that is
-            its folder or ``hf-hub:USER/NAME``. Position embeddings are resized to the model's. A classifier of another
-            number of classes than the file's begins anew, with a warning.
-        arguments: Arguments of ``timm.create_model``.
+        pretrained: True for the released weights; otherwise a file of a classifier's weights, or a saved classifier,
+            given by its folder or as ``hf-hub:USER/NAME``. Position embeddings are resized to the model's. If the
+            number of classes differs from the file's, the last layer is newly initialised and a warning says so.
+        arguments: Further arguments of ``timm.create_model``.
 
     Raises:
-        ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
+        ValueError: There is no such model, its arguments are wrong, or the weights do not fit it.
         OSError: The weights cannot be read.
     """
     if not timm.is_model(name):
@@ -51,32 +51,32 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
 
 
 RATES = {"drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate"}
-"""Arguments of timm's models that are probabilities; most models take any number for one."""
+"""Arguments of timm's models that are probabilities; most models do not check their range."""
 
 OF_FEATURES = ("features_only", "out_indices", "output_stride", "feature_cls")
-"""Arguments of ``timm.create_model`` that make a feature extractor of a classifier."""
+"""Arguments of ``timm.create_model`` that turn a classifier into a feature extractor."""
 
 
 def _weights(name: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return what timm is to know of a file of weights, or of a saved classifier, for ``create_model``.
+    """Return the ``pretrained_cfg_overlay`` with which timm loads a file of weights or a saved classifier.
 
-    timm passes over missing tensors where it loads a part of a file, for a feature extractor or another number of
-    classes. So the whole classifier of the file is made first, strictly, and the part is taken from it.
+    timm ignores missing tensors where it loads only a part of a file, for a feature extractor or another number of
+    classes. In these cases the whole classifier is therefore loaded strictly first, which finds missing tensors.
 
     Raises:
-        ValueError: The weights are not those of the model.
-        OSError: They cannot be read.
+        ValueError: The weights do not belong to the model.
+        OSError: The weights cannot be read.
     """
     file = Path(path)
-    if path.startswith(config.HUB) or (file / "config.json").is_file():
-        folder, settings = config.find(path)
+    if path.startswith(locations.HUB) or (file / "config.json").is_file():
+        folder, settings = locations.find(path)
         if settings["task"] != "classification":
             raise ValueError(f"{path}: a model for {settings['task']}, expected a classifier")
         file = folder / "model.safetensors"
     elif file.is_dir():
         file = file / "model.safetensors"
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file (weights to begin from)")
+        raise FileNotFoundError(f"{file}: no such file (expected the weights to start from)")
     state_dict = released.load(file)
     classes = _classes(name, state_dict)
     overlay = {"file": str(file), "num_classes": classes}
@@ -84,20 +84,20 @@ def _weights(name: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if features or wanted != classes:
         whole = {key: value for key, value in arguments.items() if key not in OF_FEATURES} | {"num_classes": classes}
         try:
-            with torch.random.fork_rng(devices=()):  # the model itself shall begin as without this one
+            with torch.random.fork_rng(devices=()):  # so that this check does not change the model's initial weights
                 timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **whole)
         except RuntimeError as error:
             lacking = [key for key in timm.create_model(name, **whole).state_dict() if key not in state_dict]
-            reason = f"it lacks {len(lacking)} of its tensors, {lacking[0]} first" if lacking else str(error)
+            reason = f"it lacks {len(lacking)} of the model's tensors, such as {lacking[0]}" if lacking else str(error)
             raise ValueError(f"{path}: not a checkpoint of {name}: {' '.join(reason.split())[:300]}") from error
     if not features and wanted not in (0, classes):
         has = f"a classifier of {classes} classes" if classes else "no classifier"
-        warnings.warn(f"{path}: has {has}, so that the one of {wanted} begins anew", stacklevel=3)
+        warnings.warn(f"{path}: has {has}; the classifier of {wanted} classes is newly initialised", stacklevel=3)
     return overlay
 
 
 def _classes(name: str, state_dict: dict[str, Tensor]) -> int:
-    """Return the number of classes of a file's classifier, whatever it is called there; 0 where there is none."""
+    """Return the number of classes of a file's classifier, under any of its usual names; 0 if the file has none."""
     names = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
     for module in (*([names] if isinstance(names, str) else names), "head", "head.fc", "fc", "classifier"):
         if f"{module}.weight" in state_dict:
@@ -105,17 +105,17 @@ def _classes(name: str, state_dict: dict[str, Tensor]) -> int:
     return 0
 
 
-# timm's models that hold to one image size, but need not.
+# timm's models that accept one image size only unless they are told otherwise.
 _SIZED = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
 
 
 def feature_maps(name: str, pretrained: bool | str, **arguments: Any) -> Any:
-    """A timm model that returns its four coarsest feature maps, of images of any size where it can.
+    """Create a timm model that returns its four coarsest feature maps, for images of any size if it supports that.
 
     Args:
-        name: timm's.
-        pretrained: See :func:`create`.
-        arguments: Of the model and of timm's ``features_only``.
+        name: The model's name.
+        pretrained: The weights, as in :func:`create`.
+        arguments: Further arguments of ``timm.create_model``, including those of its feature extractors.
     """
     if is_model_in_modules(name, _SIZED):
         arguments = {"strict_img_size": False, **arguments}
@@ -123,7 +123,7 @@ def feature_maps(name: str, pretrained: bool | str, **arguments: Any) -> Any:
 
 
 def refusal(features: Any, height: int, width: int) -> str:
-    """Why a backbone does not take images of a size, in its own words; '' if it does."""
+    """Return why a backbone does not accept images of a size, as its own error says; '' if it accepts them."""
     training = features.training
     try:
         with torch.no_grad():

@@ -1,8 +1,8 @@
-"""What ``config.json`` of a saved folder may say: known keys, plain values and sane bounds, for it may be a stranger's.
+"""The schema of a saved model's ``config.json``: known keys, plain values and sane bounds.
 
-A saved network is built from this file. Nothing in it can name code, a file or an address: what would load or fetch
-something is refused, and so is what this project never wrote. timm's own folders hold more about their classifiers; of
-that, only what is listed here is taken.
+The file may come from a stranger, and a network is built from it. Nothing in it can name code, a file or an address:
+keys that would load or fetch something are refused, and so are keys that this project never wrote. The folders that
+timm itself writes say more about their classifiers; only the keys listed here are read from them.
 """
 
 import inspect
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import timm
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from typing_extensions import TypeAliasType  # typing's own comes with Python 3.12
+from typing_extensions import TypeAliasType  # in typing from Python 3.12 on
 
 from iformer.common.ranges import Byte, in_words
 
@@ -38,7 +38,7 @@ def _registered(name: str) -> str:
 
 
 def _building_only(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Refuse the arguments of ``timm.create_model`` itself, which say where weights come from and go to."""
+    """Refuse the arguments of ``timm.create_model`` itself, which say where weights are loaded from."""
     for name in arguments:
         if name in inspect.signature(timm.create_model).parameters or name.startswith("pretrained"):
             raise ValueError(f"{name} is not an argument that builds a network")
@@ -54,7 +54,7 @@ class _Strict(BaseModel):
 
 
 class Preprocessing(BaseModel):
-    """What is taken of timm's ``pretrained_cfg``."""
+    """The keys that are read from timm's ``pretrained_cfg``."""
 
     input_size: tuple[Side, Side, Side] = (3, 224, 224)
     min_input_size: tuple[Side, Side, Side] | None = None
@@ -72,7 +72,7 @@ class Preprocessing(BaseModel):
 
 
 class ClassifierConfig(BaseModel):
-    """A classifier, as timm writes it: ``architecture`` and ``model_args`` build it."""
+    """A classifier as timm writes it; it is built from ``architecture`` and ``model_args``."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -98,7 +98,7 @@ class SegmenterNetwork(_Strict):
 
 
 class SegmenterConfig(_Strict):
-    """A segmenter: its network, how images become its input, and what its classes are."""
+    """A segmenter: its network, its preprocessing, and its classes."""
 
     task: Literal["segmentation"]
     network: SegmenterNetwork
@@ -113,7 +113,7 @@ class SegmenterConfig(_Strict):
 
 
 class DetectorNetwork(BaseModel):
-    """Arguments of :func:`iformer.detection.model.build`; those that are not listed are torchvision's Mask R-CNN's."""
+    """Arguments of :func:`iformer.detection.model.build`; keys not listed here are torchvision's Mask R-CNN's."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Plain]
@@ -134,7 +134,7 @@ class DetectorNetwork(BaseModel):
 
 
 class DetectorConfig(_Strict):
-    """A detector: its network, and what its classes are called and numbered in COCO's files."""
+    """A detector: its network, and the names and COCO category numbers of its classes."""
 
     task: Literal["detection"]
     network: DetectorNetwork
@@ -156,58 +156,8 @@ SCHEMAS: dict[str, type[BaseModel]] = {
 }
 
 
-HUB = "hf-hub:"
-"""What stands before the name of a repository of the Hugging Face Hub, as in timm."""
-
-FILES = ("config.json", "model.safetensors")
-"""The files of a saved model."""
-
-
-def find(reference: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a saved model and what its ``config.json`` says.
-
-    Args:
-        reference: The folder, or one of the two files in it; or ``hf-hub:USER/NAME``, which is fetched from the Hugging
-            Face Hub, or taken from its cache.
-
-    Returns:
-        The folder, and its configuration in today's form, with the ``task``.
-
-    Raises:
-        FileNotFoundError: A file of the folder is missing.
-        OSError: The Hub could not be reached.
-        ValueError: ``reference`` is another kind of file, or ``config.json`` holds what no saved network has.
-    """
-    path = _fetched(str(reference)[len(HUB) :]) if str(reference).startswith(HUB) else Path(reference)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    if path.is_file() and path.name not in FILES:
-        raise ValueError(f"{path}: expected the folder of a saved model, or its config.json or model.safetensors")
-    folder = path if path.is_dir() else path.parent
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name}: no such file (a saved model is a folder with config.json and model.safetensors)"
-            )
-    return folder, read(folder / "config.json")
-
-
-def _fetched(repository: str) -> Path:
-    """Return the folder of the Hub's cache that holds a repository's model, fetched if it is not there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=list(FILES)))
-    except HFValidationError as error:
-        raise ValueError(f"{HUB}{repository}: expected {HUB}USER/NAME") from error
-    except Exception as error:  # of any kind: httpx, the Hub's own, the operating system's
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OSError(f"{HUB}{repository}: could not be fetched ({reason}); give a local copy's folder") from error
-
-
 def checkable(text: str) -> str:
-    """Return JSON without the bytes of names that are no text, which pydantic takes for damage."""
+    """Return JSON without the escapes of undecodable bytes in names, which pydantic would take for damage."""
     return re.sub(r"\\ud[89a-f][0-9a-f]{2}", "?", text, flags=re.IGNORECASE)
 
 
@@ -215,17 +165,17 @@ def read(file: Path) -> dict[str, Any]:
     """Read and check a ``config.json``.
 
     Returns:
-        What it says, with today's keys; ``task`` is ``classification`` where it states none.
+        The configuration with the current keys; ``task`` is ``classification`` if the file does not state it.
 
     Raises:
-        ValueError: It is not JSON, or a key or value in it is none that a saved network has; names the first.
-        OSError: It cannot be read.
+        ValueError: The file is not JSON, or has a key or value that no saved network has; the message names the first.
+        OSError: The file cannot be read.
     """
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
         config = {"task": "classification", **json.loads(text)}
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: not a saved network's, it is no JSON object ({error})") from error
+        raise ValueError(f"{file}: not a saved network's configuration, expected a JSON object ({error})") from error
     if config["task"] not in SCHEMAS:
         raise ValueError(f"{file}: task is {config['task']!r}, expected one of {', '.join(SCHEMAS)}")
     config = _with_todays_keys(config)
@@ -239,9 +189,10 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def _with_todays_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration with the keys of today, where an earlier version wrote it.
+    """Return a configuration that an earlier version may have written, with the current keys.
 
-    A detector's network was its ``model``, and a segmenter's had the backbone's arguments among its own.
+    Earlier versions wrote a detector's network under ``model``, and the arguments of a segmenter's backbone beside
+    those of its network.
     """
     if config["task"] == "detection" and isinstance(config.get("model"), dict):
         config["network"] = {"architecture": "mask_rcnn", **config.pop("model")}

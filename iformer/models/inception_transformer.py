@@ -4,8 +4,8 @@
 
 Feature maps enter and leave stages as ``(N, C, H, W)``. Inside a stage they are ``(N, H, W, C)``, so that
 normalisations, linear layers and channel splits work on contiguous channels, while convolutions and poolings see the
-same memory as a ``channels_last`` tensor: neither side copies. Put the network and its images in ``channels_last`` and
-they stay there throughout. In constructors ``dd`` stands for ``device`` and ``dtype``, as it does in timm.
+same memory as a ``channels_last`` tensor, without a copy. If the network and its images are in ``channels_last``, all
+feature maps are too. In constructors ``dd`` stands for ``device`` and ``dtype``, as it does in timm.
 """
 
 from collections.abc import Sequence
@@ -30,23 +30,23 @@ from iformer.models.timm_interface import BlockSequence, TimmInterface, by_stage
 
 
 def nchw(x: Tensor) -> Tensor:
-    """Show a map with its channels first: ``(N, H, W, C)`` -> ``(N, C, H, W)``. Nothing moves in memory."""
+    """Return a view of a map with its channels first: ``(N, H, W, C)`` -> ``(N, C, H, W)``."""
     return x.permute(0, 3, 1, 2)
 
 
 def nhwc(x: Tensor) -> Tensor:
-    """Show a map with its channels last: ``(N, C, H, W)`` -> ``(N, H, W, C)``. Nothing moves in memory."""
+    """Return a view of a map with its channels last: ``(N, C, H, W)`` -> ``(N, H, W, C)``."""
     return x.permute(0, 2, 3, 1)
 
 
 def depthwise_conv(dim: int, **dd: Any) -> nn.Conv2d:
-    """The 3x3 depthwise convolution of Eqs. 2 and 4, without bias."""
+    """Return the 3x3 depthwise convolution of Eqs. 2 and 4, without bias."""
     return nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False, **dd)
 
 
-@torch.fx.wrap  # whether there is anything to resize depends on the size, which a trace does not know
+@torch.fx.wrap  # whether anything is resized depends on the size, which is not known during tracing
 def resize_pos_embed(pos_embed: Tensor, size: list[int]) -> Tensor:
-    """Bilinear resizing of a position embedding: ``(H, W, C)`` -> ``(*size, C)``."""
+    """Resize a position embedding bilinearly: ``(H, W, C)`` -> ``(*size, C)``."""
     return resample_abs_pos_embed_nhwc(pos_embed.unsqueeze(0), size, interpolation="bilinear", antialias=False)[0]
 
 
@@ -83,10 +83,11 @@ class ConvBranch(nn.Module):
 class AttentionBranch(nn.Module):
     """Low-frequency mixer: Eq. 7, ``Y_l = Upsample(MSA(AvePooling(X_l)))``.
 
-    ``(N, H, W, C)`` -> ``(N, H, W, C)``. Pooling and upsampling happen only where ``pool_stride`` is 2 (the first two
-    stages). Where a side is odd, the last average covers what there is and the upsampled map is cut to the exact size.
+    ``(N, H, W, C)`` -> ``(N, H, W, C)``. Pooling and upsampling happen only where ``pool_stride`` is 2 (in the first
+    two stages). Where a side is odd, the last average covers the values that are left, and the upsampled map is cut to
+    the exact size.
 
-    The attention matrix is never built: memory is linear in the number of positions.
+    The attention matrix is never stored: memory is linear in the number of positions.
     """
 
     def __init__(self, dim: int, num_heads: int, pool_stride: int = 1, attn_drop: float = 0.0, **dd: Any) -> None:
@@ -102,7 +103,7 @@ class AttentionBranch(nn.Module):
         x = nhwc(self.pool(nchw(x)))
         n, h, w, c = x.shape
 
-        # Cut before the heads move in front, so that the gradients of q, k and v need not move back to meet.
+        # q, k and v are split before the heads are moved, so that their gradients are joined without a transposition.
         q, k, v = self.qkv(x).reshape(n, h * w, 3, self.num_heads, c // self.num_heads).unbind(2)
         dropout = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout)
@@ -117,13 +118,13 @@ class AttentionBranch(nn.Module):
 class InceptionMixer(nn.Module):
     """Inception token mixer: Section 3.2, Eqs. 3 and 4.
 
-    Splits the channels between convolution, max-pooling and self-attention and fuses what they return, the first two
+    Splits the channels between convolution, max-pooling and self-attention, and fuses their outputs, the first two
     after a GELU. ``(N, H, W, C)`` -> ``(N, H, W, C)``.
 
     Args:
-        dim: Channels C.
-        num_heads: Heads that C divides into.
-        attention_heads: How many of them are low frequency, 0 to ``num_heads``. The last
+        dim: Number of channels C.
+        num_heads: Number of heads into which the C channels are divided.
+        attention_heads: Number of heads that are low frequency, from 0 to ``num_heads``. The last
             ``attention_heads * C / num_heads`` channels go to self-attention, the others to the high-frequency mixer.
         conv_ratio: Share of the high-frequency channels that the convolution takes; max-pooling takes the others.
         pool_stride: Stride of the average pooling before self-attention: 2, or 1 for none.
@@ -159,7 +160,7 @@ class InceptionMixer(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        conv, pool, attn = x.split(self.split_dims, dim=-1)  # no channels where there is no branch
+        conv, pool, attn = x.split(self.split_dims, dim=-1)  # a missing branch has no channels
         if self.conv_branch is not None:
             conv = self.conv_branch(conv)
         if self.pool_branch is not None:
@@ -169,11 +170,11 @@ class InceptionMixer(nn.Module):
         return self.combine(conv, pool, attn)
 
     def concatenate(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
-        """Eq. 3: what the branches return, side by side."""
+        """Concatenate the outputs of the branches: Eq. 3."""
         return torch.cat((self.conv_act(conv), self.pool_act(pool), attn), dim=-1)
 
     def combine(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
-        """From what the branches return to the output: Eqs. 3 and 4."""
+        """Return the mixer's output, given the outputs of its branches: Eqs. 3 and 4."""
         y = self.concatenate(conv, pool, attn)
         y = y + nhwc(self.fusion(nchw(y)))
         return self.proj_drop(self.proj(y))
@@ -253,9 +254,9 @@ class Downsample(nn.Module):
 class InceptionStage(nn.Module):
     """One stage of Fig. 2: downsampling (none in the first), position embedding, iFormer blocks.
 
-    ``(N, C, H, W)`` -> ``(N, C', H', W')``. The position embedding, ``(H', W', C')``, is learned for ``size`` and
-    resized bilinearly to any other. It has no batch dimension, or ``channels_last`` would take it for images and
-    reorder it.
+    ``(N, C, H, W)`` -> ``(N, C', H', W')``. The position embedding, ``(H', W', C')``, is learned for maps of ``size``
+    and resized bilinearly for any other. It has no batch dimension, because a conversion to ``channels_last`` reorders
+    tensors of four dimensions.
     """
 
     def __init__(
@@ -297,32 +298,35 @@ class InceptionTransformer(TimmInterface):
     """Inception Transformer: Fig. 2, a pyramid of four stages whose mixers follow a frequency ramp (Section 3.3).
 
     ``(N, in_chans, H, W)`` -> ``(N, num_classes)``, or ``(N, C)`` with ``num_classes=0``, or ``(N, C, H', W')`` with
-    ``global_pool=''`` too. H and W may be any, odd and unequal included, from 32 up (16 with ``stem_stride=2``).
+    ``global_pool=''`` too. H and W may be any numbers from 32 up (16 with ``stem_stride=2``), odd or unequal ones too.
 
     Args:
-        img_size: Image height and width in pixels that the position embeddings are made for.
-        in_chans: Image channels.
-        num_classes: Classes; 0 for no classifier.
-        global_pool: timm's name for the pooling before the classifier; '' for none.
-        depths: Blocks per stage.
-        dims: Channels per stage.
-        num_heads: Heads that each stage's channels divide into.
-        attention_heads: The frequency ramp: for every block of the network, in order, how many of its stage's heads are
-            low frequency. 0 leaves a block without attention, all of them leave it without convolution and max-pooling.
+        img_size: Height and width in pixels of the images for which the position embeddings are created.
+        in_chans: Number of image channels.
+        num_classes: Number of classes; 0 for no classifier.
+        global_pool: timm's name of the pooling before the classifier; '' for none.
+        depths: Number of blocks per stage.
+        dims: Number of channels per stage.
+        num_heads: Number of heads into which each stage's channels are divided.
+        attention_heads: The frequency ramp: for every block of the network, in order, the number of its stage's heads
+            that are low frequency. With 0 a block has no attention; with all of them it has no convolution and no
+            max-pooling.
         conv_ratio: Share of the high-frequency channels that goes to the convolution; the rest goes to max-pooling.
         pool_strides: Stride of the pooling around attention, per stage: 2, or 1 for none.
-        layer_scales: Initial LayerScale per stage, None for none.
+        layer_scales: Initial LayerScale per stage; None for none.
         mlp_ratio: Hidden width of the feed-forward network, relative to its input.
-        stem_stride: 4 or 2.
-        init_std: Standard deviation of the initial weights. None is PyTorch's default, which grows as layers narrow:
-            with some 100 channels and fewer, 0.02 is so small that training starts slowly.
-        drop_rate: Dropout before the classifier.
-        proj_drop_rate: Dropout after the mixers' projections and in the feed-forward networks.
-        attn_drop_rate: Dropout of the attention weights.
-        drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
+        stem_stride: Stride of the stem, 4 or 2.
+        init_std: Standard deviation of the initial weights. None is PyTorch's default, which is larger for narrower
+            layers: with about 100 channels or fewer, 0.02 is so small that training starts slowly.
+        drop_rate: Dropout rate before the classifier.
+        proj_drop_rate: Dropout rate after the mixers' projections and in the feed-forward networks.
+        attn_drop_rate: Dropout rate of the attention weights.
+        drop_path_rate: Drop path rate of the last block; it grows linearly from 0 at the first block.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
 
     Raises:
-        ValueError: The configuration contradicts itself; the message names the value.
+        ValueError: The arguments contradict each other; the message names the value.
     """
 
     def __init__(
@@ -386,7 +390,7 @@ class InceptionTransformer(TimmInterface):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Truncated normal weights (see ``init_std``) and position embeddings, zero biases, unit norms."""
+        """Initialise weights (see ``init_std``) and position embeddings from truncated normals, and biases with 0."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 if self.init_std is not None:
@@ -407,11 +411,11 @@ class InceptionTransformer(TimmInterface):
         return nchw(self.norm(nhwc(x)))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """``(N, in_chans, H, W)`` -> normalised features of the last stage, ``(N, C, H', W')``."""
+        """Return the normalised features of the last stage: ``(N, in_chans, H, W)`` -> ``(N, C, H', W')``."""
         return self._norm(self.stages(self.stem(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """``(N, C, H', W')`` -> ``(N, num_classes)``; the pooled features ``(N, C)`` if ``pre_logits``."""
+        """Return the logits: ``(N, C, H', W')`` -> ``(N, num_classes)``; if ``pre_logits``, the features ``(N, C)``."""
         return self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Average pooling that a graph for images of any size can hold."""
+"""Average pooling that can be exported in a graph for images of any size."""
 
 import torch.nn.functional as F
 from timm.layers import is_exporting
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 class AveragePool(nn.Module):
-    """Average over square cells. ``(N, C, H, W)`` -> ``(N, C, ceil(H / stride), ceil(W / stride))``.
+    """Average pooling over square cells: ``(N, C, H, W)`` -> ``(N, C, ceil(H / stride), ceil(W / stride))``.
 
-    Where a side is odd, the last cells are smaller: each is the average of the values that are there.
+    Where a side is odd, the last cells are smaller, and each is the average of the values inside the map.
 
     Args:
-        stride: Side of the cells: 2, or 1 for the map itself.
+        stride: Side of the cells: 2, or 1 for no pooling.
     """
 
     def __init__(self, stride: int) -> None:
@@ -20,8 +20,9 @@ class AveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if _is_symbolic(x.shape[2]) or _is_symbolic(x.shape[3]):
-            # Pooling with ceil_mode asks whether a side is odd, which a graph for any size cannot answer. The mean of
-            # a cell whose last row or column is repeated is the mean of what there is; at an even side it is unused.
+            # Pooling with ceil_mode depends on whether a side is odd, which is unknown in a graph for any size. If the
+            # last row or column is repeated, the mean of a cell that it fills is still the mean of the values inside
+            # the map; if the side is even, the repeated values are not used.
             more = self.stride - 1
             return F.avg_pool2d(F.pad(x, (0, more, 0, more), mode="replicate"), self.stride)
         return F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
@@ -31,5 +32,5 @@ class AveragePool(nn.Module):
 
 
 def _is_symbolic(size: int) -> bool:
-    """Whether ``torch.export`` leaves this size open."""
+    """Return whether ``torch.export`` treats this size as unknown."""
     return is_exporting() and not isinstance(size, int)

@@ -17,13 +17,13 @@ from iformer_command.terminal import ITEM_ERRORS, item_error
 
 @dataclass(frozen=True)
 class Options:
-    """What may be asked of a prediction; each task takes what concerns it.
+    """The options of a prediction, of which each task uses those that concern it.
 
     Attributes:
-        top: How many classes to name.
-        batch_size: Images that a classifier takes at a time.
-        threshold: The least score of the objects that are drawn and printed.
-        output: The folder for pictures of objects and label maps; it is made if it is not there.
+        top: The number of classes that a classifier names.
+        batch_size: The number of images in a classifier's batch.
+        threshold: The lowest score of the objects that are drawn and printed.
+        output: The folder for pictures of objects and label maps; it is created if it does not exist.
     """
 
     top: int = 5
@@ -33,51 +33,51 @@ class Options:
 
 
 class Predictor(Protocol):
-    """What each wing's ``predict`` module offers under this name: the part of a prediction that depends on the task."""
+    """The part of a prediction that depends on the task: the interface of ``Predictor`` in each ``predict`` module."""
 
     doing: str
-    """What it does, for the progress bar."""
+    """The text beside the progress bar."""
 
     batch_size: int
-    """Images at a time."""
+    """The number of images in a batch."""
 
     def __init__(self, model: Model, options: Options) -> None: ...
 
     def prepare(self, image: Image.Image) -> Any:
-        """Return what the network needs of an image."""
+        """Return an image as the network's input."""
 
     def predict(self, paths: Sequence[Path], images: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return what is in prepared images, a dictionary for each."""
+        """Return the results of prepared images, a dictionary for each."""
 
     def document(self, results: Sequence[dict[str, Any]]) -> Any:
         """Return the results of :func:`predictions` as one JSON document."""
 
     def lines(self, result: dict[str, Any]) -> Iterator[str]:
-        """Yield the lines that tell a reader of a result."""
+        """Yield the lines of text that describe a result."""
 
 
 def predictor(model: Model, options: Options | None = None) -> Predictor:
-    """Return what predicts with ``model``.
+    """Return the predictor of the model's task.
 
     Raises:
-        OSError: The output's folder could not be made.
+        OSError: The output folder could not be created.
     """
     return import_module(f"iformer.{model.task}.predict").Predictor(model, options or Options())
 
 
 def predictions(model: Model, predictor: Predictor, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Predict what is in image files, in their order.
+    """Predict the contents of image files, in the order in which they are given.
 
-    Shows its progress on standard error where there is more than one batch.
+    The progress is shown on standard error where there is more than one batch.
 
     Args:
         model: The model.
-        predictor: What :func:`predictor` made of it.
-        paths: Image files.
+        predictor: The predictor that :func:`predictor` returned for the model.
+        paths: The image files.
 
     Yields:
-        For each file ``{"image": path, ...}`` with what the task's predictor found; or
-        ``{"image": path, "error": message}`` where the file could not be read or the model could not take the image.
+        For each file ``{"image": path, ...}`` with the results of the task's predictor; or
+        ``{"image": path, "error": message}`` if the file could not be read or the model does not accept the image.
     """
     for batch in batches(paths, predictor.prepare, model.channels, predictor.batch_size, predictor.doing):
         readable = [sample for sample in batch if not sample.error]
@@ -88,7 +88,7 @@ def predictions(model: Model, predictor: Predictor, paths: Sequence[Path]) -> It
 
 @torch.inference_mode()
 def _predicted(predictor: Predictor, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Return the results of samples; one at a time where one spoils the batch."""
+    """Return the results of samples; if a batch fails, its samples are predicted one at a time."""
     if len(samples) != 1:
         with contextlib.suppress(*ITEM_ERRORS):
             return predictor.predict([sample.path for sample in samples], [sample.image for sample in samples])

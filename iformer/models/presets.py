@@ -1,8 +1,8 @@
-"""The configurations of the Inception Transformer, registered with timm: the only file that knows their numbers.
+"""The configurations of the Inception Transformer, registered with timm.
 
 Depths, widths and ramps are those of the authors' release (paper, Section 3.3 and appendix); the ablations are the rows
-of Table 5. A preset is data: the arguments of :class:`InceptionTransformer` that differ from its defaults, and where
-released weights are.
+of Table 5. A preset is data: the arguments of :class:`InceptionTransformer` that differ from its defaults, and the
+address of the released weights.
 """
 
 from typing import Any
@@ -36,15 +36,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "iformer_small": SMALL,
     "iformer_base": BASE,
     "iformer_large": LARGE,
-    # For images of 384 pixels, by their configuration below. Their weights hold position embeddings of the grid of 224,
-    # which the network resizes as it runs; `img_size=384` makes some of the larger grid.
+    # For images of 384 pixels, as their configuration below says. Their weights have position embeddings for 224
+    # pixels, which the network resizes in every forward pass; `img_size=384` resizes them once.
     "iformer_small_384": SMALL,
     "iformer_base_384": BASE,
     "iformer_large_384": LARGE,
-    # Table 5, the mixer: attention alone, then with max-pooling; with convolution too it is iformer_small.
+    # Table 5, the mixer: attention alone, and attention with max-pooling. With convolution too it is iformer_small.
     "iformer_small_attention": {**SMALL, "attention_heads": 3 * (3,) + 3 * (6,) + 9 * (10,) + 3 * (12,)},
     "iformer_small_attention_pool": {**SMALL, "conv_ratio": 0.0},
-    # Table 5, the ramp: from low to high frequencies, or the same half everywhere.
+    # Table 5, the ramp: attention heads decrease towards the top, or are about half of all heads everywhere.
     "iformer_small_ramp_down": {**SMALL, "attention_heads": 3 * (2,) + 3 * (3,) + 4 * (3,) + 5 * (1,) + 3 * (1,)},
     "iformer_small_ramp_flat": {**SMALL, "attention_heads": 3 * (2,) + 3 * (3,) + 9 * (5,) + 3 * (6,)},
     # For images of 28 to 64 pixels.

@@ -1,8 +1,9 @@
-"""Recomputation: less memory in training, put onto a built model from outside.
+"""Recomputation, which reduces the memory of training; it is applied to a built model from outside.
 
-What fuses a mixer's branches, and what follows the first layer of a feed-forward network, is wide and cheap but for its
-last layer. It is computed again in the backward pass, for which only its inputs are kept. Its last layer is not: what
-that layer keeps is known before it is computed.
+In a mixer the fusion of the branches, and in a feed-forward network everything after the first layer, has wide
+intermediate results that are cheap to compute, except for those of the last layer. Only the inputs of these parts are
+kept for the backward pass, which computes the intermediate results again. It does not compute the last layer again,
+because the backward pass of that layer needs only its input.
 """
 
 from collections.abc import Callable
@@ -26,17 +27,17 @@ REPEATABLE = (
     InceptionMixer, AttentionBranch, ConvBranch, MaxPoolBranch, Mlp,
     AveragePool, nn.Linear, nn.Conv2d, nn.GELU, nn.Identity, nn.MaxPool2d,
 )  # fmt: skip
-"""Modules that draw no random numbers in what is computed again. Others might, such as adapters put inside later."""
+"""Modules that are known to draw no random numbers. Others, such as adapters that are added later, might."""
 
 
 def recompute(model: nn.Module) -> nn.Module:
-    """Let every iFormer block in ``model`` keep less for the backward pass; other models stay as they are.
+    """Make every iFormer block in ``model`` keep less for the backward pass; other models are left as they are.
 
-    What is computed is the same to the bit. It works in training where gradients are recorded, and not under
-    ``torch.compile``, whose own partitioner decides what to keep. Nothing of it is in the state dict.
+    Results are the same to the bit. Recomputation takes place in training mode where gradients are recorded, and not
+    under ``torch.compile``, whose own partitioner decides what to keep. The state dict does not change.
 
     Args:
-        model: Any model, one that holds an iFormer say.
+        model: Any model, such as a detector around an iFormer.
 
     Returns:
         The same model.
@@ -50,7 +51,7 @@ def recompute(model: nn.Module) -> nn.Module:
 
 
 def _feed_forward(mlp: Mlp, x: Tensor) -> Tensor:
-    """What ``Mlp.forward`` does."""
+    """Return the result of ``Mlp.forward``, recomputing all but the first layer in the backward pass."""
     return _recomputed(mlp, _behind_first_layer, mlp.fc1(x))
 
 

@@ -1,6 +1,6 @@
-"""The authors' released checkpoints: the only file that knows their key names.
+"""Conversion of the authors' released checkpoints to this package's names.
 
-Source of the format: the release at https://github.com/sail-sg/iFormer, a raw state dict saved by ``torch.save``.
+The format is that of the release at https://github.com/sail-sg/iFormer: a state dict saved by ``torch.save``.
 """
 
 import pickle
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from iformer.common.files import written
 from iformer.models.inception_transformer import resize_pos_embed
 
-# Released name -> ours, applied in order. The released blocks of stage N are blocksN, its position embedding
-# pos_embedN, and the downsampling before it patch_embedN (the stem has no number).
+# Pairs of a pattern of released names and our name, applied in order. In the release, the blocks of stage N are called
+# blocksN, its position embedding pos_embedN, and the downsampling before it patch_embedN (the stem has no number).
 RENAMES = (
     (r"^patch_embed\.proj(\d)\.", r"stem.conv\1."),
     (r"^patch_embed\.norm(\d)\.", r"stem.norm\1."),
@@ -36,12 +36,12 @@ RENAMES = (
 
 
 def is_official(state_dict: dict[str, Tensor]) -> bool:
-    """Whether the keys are those of the authors' release."""
+    """Return whether the keys are those of the authors' release."""
     return "patch_embed.proj1.weight" in state_dict
 
 
 def rename(key: str) -> str:
-    """Our name of a parameter or buffer of the released model."""
+    """Return our name of a parameter or buffer of the released model."""
     for pattern, replacement in RENAMES:
         key = re.sub(pattern, replacement, key)
     # The release counts stages from 1.
@@ -49,7 +49,7 @@ def rename(key: str) -> str:
 
 
 def convert(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of the release -> state dict of :class:`~iformer.models.inception_transformer.InceptionTransformer`.
+    """Convert a released state dict to :class:`~iformer.models.inception_transformer.InceptionTransformer`'s.
 
     The released 1x1 convolutions become the linear layers that the paper calls FC, and the position embeddings lose
     their batch dimension.
@@ -65,12 +65,13 @@ def convert(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """timm's hook for pretrained weights: accept released or our own keys, resize position embeddings to the model's.
+    """Adapt a state dict with released or our own keys to ``model``; timm calls it for pretrained weights.
 
-    The classifier, and the input channels of the first convolution, are left to timm, which adapts them.
+    Position embeddings are resized to the model's. The classifier and the input channels of the first convolution are
+    adapted by timm.
 
     Raises:
-        ValueError: The checkpoint is of another architecture; names a key.
+        ValueError: The checkpoint belongs to another architecture; the message names a key.
     """
     state_dict = without_trainer(state_dict)
     if is_official(state_dict):
@@ -85,18 +86,18 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     refusal = "not a checkpoint of this model:"
     missing = [key for key in expected if key not in adapted]
     if missing:
-        raise ValueError(f"{refusal} it lacks {len(missing)} of its tensors, {missing[0]} first")
+        raise ValueError(f"{refusal} it lacks {len(missing)} of the model's tensors, such as {missing[0]}")
     surplus = [key for key in adapted if key not in expected and not key.startswith("head.")]
     if surplus:
-        raise ValueError(f"{refusal} it holds {len(surplus)} tensors that the model has not, {surplus[0]} first")
+        raise ValueError(f"{refusal} it has {len(surplus)} tensors that the model lacks, such as {surplus[0]}")
     for key, shape in expected.items():
         if adapted[key].shape != shape and key != "stem.conv1.weight":
-            raise ValueError(f"{refusal} its {key} is {tuple(adapted[key].shape)}, the model's {tuple(shape)}")
+            raise ValueError(f"{refusal} its {key} has shape {tuple(adapted[key].shape)}, expected {tuple(shape)}")
     return adapted
 
 
 def without_trainer(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The network alone, if this is the state of a LightningModule that calls it ``model``."""
+    """Return the state dict of the network alone, if it is that of a LightningModule with the network as ``model``."""
     inner = {key.removeprefix("model."): value for key, value in state_dict.items() if key.startswith("model.")}
     return inner or state_dict
 
@@ -105,8 +106,8 @@ def load(path: str | Path) -> dict[str, Tensor]:
     """Read the state dict of a ``.pth``, ``.ckpt`` or ``.safetensors`` file without ever running code from it.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no checkpoint, or holds more than tensors and plain containers.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a checkpoint, or contains more than tensors and plain containers.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: {'a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
@@ -114,12 +115,12 @@ def load(path: str | Path) -> dict[str, Tensor]:
         state_dict = load_state_dict(str(path))
     except OSError:
         raise
-    except Exception as error:  # of any kind: the file's bytes decide where its reader fails
+    except Exception as error:  # a damaged file can make its reader fail with an error of any kind
         cause = error.__cause__
         if not isinstance(cause, pickle.UnpicklingError):
             reason = f"not a readable checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         elif "global" in str(cause).lower():
-            reason = "refused, it is not a plain file of tensors (loading it could run foreign code)"
+            reason = "refused, it is not a plain file of tensors (loading it could run a stranger's code)"
         else:
             reason = "not a readable checkpoint"
         raise ValueError(f"{path}: {reason}") from error
@@ -132,23 +133,23 @@ def load(path: str | Path) -> dict[str, Tensor]:
 
 
 def convert_official(source: str | Path, target: str | Path, model: str = "") -> tuple[str, str]:
-    """Rewrite a checkpoint of the authors' release as safetensors with our names.
+    """Convert a checkpoint of the authors' release to a safetensors file with our names.
 
     timm loads the result with ``pretrained_cfg_overlay=dict(file=target)``.
 
     Args:
         source: The released file.
         target: The file to write.
-        model: The preset that it is of. The weights for 224 and for 384 pixels have the same names and shapes, so that
-            by default the name of the file decides between them.
+        model: The name of the preset that the weights belong to. The weights for 224 and for 384 pixels have the same
+            names and shapes, so that by default the name of the file decides between them.
 
     Returns:
-        The preset, and what decided for it.
+        The preset's name, and the reason why it was chosen.
 
     Raises:
-        FileNotFoundError: There is no ``source``.
-        ValueError: ``source`` is not a released checkpoint, or it is not clear of which preset; or ``target`` does not
-            end in ``.safetensors``.
+        FileNotFoundError: ``source`` does not exist.
+        ValueError: ``source`` is not a released checkpoint, or its preset is not clear; or ``target`` does not end in
+            ``.safetensors``.
         OSError: ``target`` could not be written.
     """
     source, target = Path(source), Path(target)
@@ -167,7 +168,13 @@ def convert_official(source: str | Path, target: str | Path, model: str = "") ->
 
 
 def preset_of(state_dict: dict[str, Tensor], source: Path, model: str) -> tuple[str, str]:
-    """Return the preset of released weights, and what decides for it: ``model``, the shapes, or the file's name."""
+    """Return the preset of released weights and the reason why it was chosen.
+
+    The reason is ``model``, the shapes of the tensors, or the file's name.
+
+    Raises:
+        ValueError: The tensors fit no released model, or not ``model``; or the preset is not clear.
+    """
     shapes = _shapes(state_dict)
     fitting = {
         name.partition(".")[0]: name
@@ -190,10 +197,10 @@ def preset_of(state_dict: dict[str, Tensor], source: Path, model: str) -> tuple[
         return fitting[at_384[0]], f"because the file is called {source.name}; its tensors fit {names}"
     if "224" in source.stem or at_224[0] in source.stem:
         return fitting[at_224[0]], f"because the file is called {source.name}; its tensors fit {names}"
-    raise ValueError(f"{source}: its tensors fit {names} alike, and its name does not tell; say which with --model")
+    raise ValueError(f"{source}: its tensors fit both {names}, and its name does not say which; name one with --model")
 
 
 def _shapes(state_dict: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a model's tensors; of position embeddings the channels only, as their grid is resized."""
+    """Return the shapes of a model's tensors; for position embeddings only the channels, as their grid is resized."""
     shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
     return {key: shape[-1:] if key.endswith("pos_embed") else shape for key, shape in shapes.items()}

@@ -1,8 +1,8 @@
-"""Saved models, and which model is meant by a name, a folder, a file or a place on the Hub: :func:`resolve`.
+"""Saving models, and finding the model that a name, a folder, a file or a Hub id stands for: :func:`resolve`.
 
-A saved model is a folder with ``config.json`` and ``model.safetensors``, as on the Hugging Face Hub. A classifier's is
-all that timm needs: ``timm.create_model("local-dir:FOLDER", pretrained=True)``. Those of detectors and segmenters state
-their task in ``config.json``, and the arguments that build the network.
+A saved model is a folder with ``config.json`` and ``model.safetensors``, as on the Hugging Face Hub. timm itself can
+load the folder of a classifier: ``timm.create_model("local-dir:FOLDER", pretrained=True)``. For detectors and
+segmenters, ``config.json`` states the task and the arguments that build the network.
 """
 
 import contextlib
@@ -25,45 +25,46 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from iformer.common.files import replaced
-from iformer.models import config, released
+from iformer.models import config, locations, released
 from iformer.models.backbone import create
 from iformer.models.inception_transformer import InceptionTransformer
 
 OF_THE_RELEASE = ("tag", "license", "origin_url", "notes")
-"""What timm's configuration says about the released weights, and not about those that someone has trained."""
+"""Keys of timm's configuration that describe the released weights, and not weights that a user has trained."""
 
 
 def save(model: Any, folder: str | Path, class_names: Sequence[str], **data_config: Any) -> None:
-    """Write a classifier into ``folder``. What was there before stays whole until the new files are complete.
+    """Write a classifier into ``folder``. Earlier files stay there until the new ones are complete.
 
     Args:
-        model: A model made by timm.
-        folder: Made if it is not there.
-        class_names: One per class.
-        data_config: Preprocessing that differs from the model's default: ``input_size``, ``mean``, ``std``...
+        model: A model created by timm.
+        folder: The folder to write into; it is created if it does not exist.
+        class_names: The names of the classes, in the order of the model's outputs.
+        data_config: Preprocessing that differs from the model's default, such as ``input_size``, ``mean`` and ``std``.
 
     Raises:
         OSError: The files could not be written.
     """
-    saved = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # safetensors knows no other
+    saved = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # safetensors supports no other format
     saved.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in OF_THE_RELEASE}
     with replaced(Path(folder)) as temporary:
         model_config = {"label_names": list(class_names)}
         save_for_hf(saved, str(temporary), model_config=model_config, data_config=data_config, safe_serialization=True)
         written = json.loads((temporary / "config.json").read_text())
-        written.get("model_args", {}).pop("num_classes", None)  # stands beside it, and transformers takes it once
+        # num_classes also stands beside model_args, and transformers accepts it only once.
+        written.get("model_args", {}).pop("num_classes", None)
         (temporary / "config.json").write_text(json.dumps(written, indent=2))
 
 
 def save_assembled(model: nn.Module, folder: str | Path, task: str, settings: dict[str, Any]) -> None:
-    """Write a detector or segmenter into ``folder``, as :func:`save` does a classifier.
+    """Write a detector or segmenter into ``folder``, as :func:`save` does with a classifier.
 
     Args:
         model: The network.
-        folder: Made if it is not there.
-        task: ``detection`` or ``segmentation``.
-        settings: For ``config.json``: all that the task's ``predict`` needs to build the network again and to name its
-            classes.
+        folder: The folder to write into; it is created if it does not exist.
+        task: The network's task, ``detection`` or ``segmentation``.
+        settings: The contents of ``config.json``: everything that is needed to build the network again, to prepare its
+            images and to name its classes.
 
     Raises:
         OSError: The files could not be written.
@@ -76,16 +77,18 @@ def save_assembled(model: nn.Module, folder: str | Path, task: str, settings: di
 
 @dataclass(frozen=True)
 class Model:
-    """A model and all that its users need to know of it.
+    """A model with everything that is needed to use it.
 
     Attributes:
-        name: ``iformer_small`` for a classifier, ``semantic_fpn_iformer_small`` for a network around a backbone.
-        task: ``classification``, ``detection`` or ``segmentation``.
+        name: The model's name: ``iformer_small`` for a classifier, ``semantic_fpn_iformer_small`` for a network around
+            a backbone.
+        task: The model's task: ``classification``, ``detection`` or ``segmentation``.
         network: The network, in evaluation mode.
-        class_names: The names of its classes, in the order of its outputs.
-        config: How images are to be prepared. For a classifier ``input_size`` (channels, height, width), ``mean``,
-            ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` as timm has them; else what ``config.json`` says.
-        weights: Where its weights come from: ``released``, a seed, a file or a folder.
+        class_names: The names of the classes, in the order of the network's outputs.
+        config: The preprocessing of images. For a classifier it has timm's keys ``input_size`` (channels, height,
+            width), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``; for other tasks it is the
+            contents of ``config.json``.
+        weights: The source of the weights: ``released``, a seed, a file or a folder.
     """
 
     name: str
@@ -97,30 +100,31 @@ class Model:
 
     @property
     def channels(self) -> int:
-        """The channels of its images: 3 for RGB, 1 for greyscale."""
+        """The number of channels of the model's images: 3 for RGB, 1 for greyscale."""
         return self.config["input_size"][0] if "input_size" in self.config else 3
 
     @cached_property
     def prepare(self) -> Any:
-        """The function that makes ``(C, H, W)`` of an image, of a model whose images have one size."""
+        """The function that turns an image into a classifier's input ``(C, H, W)``."""
         keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
         return create_transform(**{key: self.config[key] for key in keys}, is_training=False)
 
 
 def resolve(reference: str | Path, weights: str | Path = "", seed: int = 0) -> Model:
-    """Return the model that a user means, ready to be used: the one place that knows what may stand for a model.
+    """Return the model that a user's reference stands for, ready to be used.
 
     Args:
-        reference: The folder of a saved model of any task, such as a run's, or one of the files in it; the name of a
-            model of timm, which a saved model's folder of that name goes before; ``hf-hub:USER/NAME``; or a file of
-            weights that tells whose they are, one of the authors' release or one that ``iformer convert`` wrote.
+        reference: The folder of a saved model of any task, such as a run's folder, or one of the files in it; the name
+            of a timm model, unless there is a saved model's folder of that name; ``hf-hub:USER/NAME``; or a file of
+            weights from which their model can be told, that is one of the authors' release or one that
+            ``iformer convert`` wrote.
         weights: The weights of a model that is given by its name: ``released``, which is the default; ``random``; a
-            file; or a saved model. A saved model has its own, or ``random`` ones.
+            file; or a saved model. For a saved model, which has weights already, only ``random`` may be given.
         seed: The seed of random weights.
 
     Raises:
-        ValueError: There is no such model, or the weights are not its own.
-        OSError: A file is missing or cannot be read, or weights could not be fetched.
+        ValueError: There is no such model, or the weights do not belong to it.
+        OSError: A file is missing or cannot be read, or the weights could not be downloaded.
     """
     reference, weights = str(reference), str(weights)
     if not reference:
@@ -145,14 +149,14 @@ def resolve(reference: str | Path, weights: str | Path = "", seed: int = 0) -> M
         return model
     weights = weights or "released"
     if weights == "released" and not timm.is_model_pretrained(reference):
-        raise ValueError(f"{reference}: was never released with weights; give a file of weights, or random")
+        raise ValueError(f"{reference}: no released weights for this model; give a file of weights, or random")
     torch.manual_seed(seed)
     network = create(reference, {"released": True, "random": False}.get(weights, weights))
     return of_classifier(network, f"fresh, seed {seed}" if weights == "random" else weights)
 
 
 def of_classifier(network: Any, weights: str = "") -> Model:
-    """Return a classifier of timm as a :class:`Model`, with the preprocessing and the classes that it states."""
+    """Return a timm classifier as a :class:`Model`, with the preprocessing and the classes of its configuration."""
     names = network.pretrained_cfg.get("label_names")
     if not names and (subset := infer_imagenet_subset(network)):
         info = ImageNetInfo(subset)
@@ -164,24 +168,24 @@ def of_classifier(network: Any, weights: str = "") -> Model:
 
 
 def is_saved(reference: str) -> bool:
-    """Whether a model's folder is meant, rather than a model of timm or a file of weights."""
+    """Return whether a reference stands for a saved model, and not for a timm model or a file of weights."""
     if not reference:
         return False
     path = Path(reference)
     if path.is_file():
-        return path.name == "config.json" or (path.name in config.FILES and (path.parent / "config.json").is_file())
-    has_one = any((path / name).is_file() for name in config.FILES)
-    return reference.startswith(config.HUB) or has_one or (path.is_dir() and not timm.is_model(reference))
+        return path.name == "config.json" or (path.name in locations.FILES and (path.parent / "config.json").is_file())
+    has_one = any((path / name).is_file() for name in locations.FILES)
+    return reference.startswith(locations.HUB) or has_one or (path.is_dir() and not timm.is_model(reference))
 
 
 def _saved(reference: str, trained: bool, seed: int) -> Model:
-    """Read a saved model; with fresh weights if it is not to be the ``trained`` one."""
-    folder, settings = config.find(reference)
+    """Return a saved model, with its own weights if ``trained``, or with random ones."""
+    folder, settings = locations.find(reference)
     weights = reference if trained else f"fresh, seed {seed}"
     torch.manual_seed(seed)
     if settings["task"] == "classification":
         return of_classifier(_classifier(folder, settings, trained), weights)
-    # A saved model names its task as a recipe names its class: its wing knows how to build it.
+    # The package of the task knows how to build the network.
     try:
         network = import_module(f"iformer.{settings['task']}.model").build(**settings["network"])
     except ValueError as error:
@@ -193,10 +197,10 @@ def _saved(reference: str, trained: bool, seed: int) -> Model:
 
 
 def _model_of(file: Path) -> str:
-    """Return the model whose weights a file holds.
+    """Return the name of the model whose weights a file holds.
 
     Raises:
-        ValueError: The file does not tell.
+        ValueError: The file does not say which model its weights belong to.
     """
     if file.suffix == ".safetensors":
         with contextlib.suppress(SafetensorError), safe_open(file, "pt") as opened:
@@ -205,7 +209,7 @@ def _model_of(file: Path) -> str:
     state_dict = released.load(file)
     if released.is_official(state_dict):
         return released.preset_of(released.convert(state_dict), file, "")[0]
-    raise ValueError(f"{file}: does not tell of which model; give the model's name, and this file as its weights")
+    raise ValueError(f"{file}: does not say which model it belongs to; give the model's name, and this file as weights")
 
 
 def _classifier(folder: Path, settings: dict[str, Any], trained: bool) -> Any:
@@ -219,7 +223,7 @@ def _classifier(folder: Path, settings: dict[str, Any], trained: bool) -> Any:
         state_dict = _load_file(folder)
         embedding = state_dict.get("stages.0.pos_embed")
         if isinstance(model, InceptionTransformer) and embedding is not None and embedding.ndim == 3:
-            # Earlier versions wrote models at 384 pixels with a grid of that size.
+            # Earlier versions saved the models for 384 pixels with position embeddings of that grid.
             height, width = (side * model.stem_stride for side in embedding.shape[:2])
             if embedding.shape != model.stages[0].pos_embed.shape:
                 model.set_input_size((height, width))
@@ -239,4 +243,4 @@ def _load_state_dict(model: nn.Module, state_dict: dict[str, Tensor], folder: Pa
         model.load_state_dict(state_dict)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder}: weights and config.json do not fit ({reason})") from error
+        raise ValueError(f"{folder}: the weights do not fit config.json ({reason})") from error

@@ -1,4 +1,4 @@
-"""What timm asks of a model, and the checks of the model's arguments: all but the paper's Section 3."""
+"""The interface that timm requires of a model, and the checks of the model's arguments."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class BlockSequence(nn.Sequential):
-    """Blocks in a row, of which only the inputs are kept for the backward pass where ``grad_checkpointing`` is set."""
+    """A sequence of blocks; if ``grad_checkpointing``, only the blocks' inputs are kept for the backward pass."""
 
     def __init__(self, *blocks: Any) -> None:
         super().__init__(*blocks)
@@ -28,22 +28,22 @@ class BlockSequence(nn.Sequential):
 
 
 class TimmInterface(nn.Module):
-    """The methods and attributes by which timm builds, adapts and takes apart a model.
+    """The methods and attributes that timm uses to build, adapt and cut a model.
 
-    A model that inherits it has a ``stem``, ``stages`` that map ``(N, C, H, W)`` to ``(N, C', H', W')``, a ``norm``
-    for the last stage's map with channels last, and timm's ``ClassifierHead`` as ``head``.
+    A derived model has a ``stem``, ``stages`` that map ``(N, C, H, W)`` to ``(N, C', H', W')``, a ``norm`` for the last
+    stage's map with its channels last, and timm's ``ClassifierHead`` as ``head``.
 
     Args:
-        in_chans: Image channels.
-        num_classes: Classes; 0 for no classifier.
-        global_pool: timm's name for the pooling before the classifier; '' for none.
-        dims: Channels per stage.
+        in_chans: Number of image channels.
+        num_classes: Number of classes; 0 for no classifier.
+        global_pool: timm's name of the pooling before the classifier; '' for none.
+        dims: Number of channels per stage.
         stem_stride: Stride of the first stage's map; each further stage doubles it.
     """
 
     output_fmt = "NCHW"
 
-    if TYPE_CHECKING:  # TorchScript would take these for attributes that it must find
+    if TYPE_CHECKING:  # TorchScript would expect to find these attributes on the class
         stem: nn.Module
         stages: Any
         norm: nn.Module
@@ -70,12 +70,12 @@ class TimmInterface(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Return the names of the position embeddings."""
+        """Return the names of the parameters that take no weight decay: the position embeddings."""
         return {f"stages.{i}.pos_embed" for i in range(len(self.stages))}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return the patterns by which timm groups parameters in layers: stages if ``coarse``, blocks otherwise."""
+        """Return the patterns by which timm groups parameters into layers: stages if ``coarse``, blocks otherwise."""
         blocks: Any = r"^stages\.(\d+)"
         if not coarse:
             blocks = [
@@ -87,7 +87,7 @@ class TimmInterface(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: keep only block inputs for the backward pass and compute the rest again."""
+        """Trade time for memory: keep only the blocks' inputs for the backward pass, which computes the rest again."""
         self.grad_checkpointing = enable
         for module in self.modules():
             if isinstance(module, BlockSequence):
@@ -103,11 +103,11 @@ class TimmInterface(nn.Module):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """Return the last layer, ``nn.Identity`` where there is no classifier."""
+        """Return the last layer, which is ``nn.Identity`` if there is no classifier."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """Replace the classifier with a new one for ``num_classes`` (0 removes it), and the pooling if named."""
+        """Replace the classifier with a new one for ``num_classes`` (0 removes it), and the pooling if it is given."""
         self.num_classes = num_classes
         self.head.reset(num_classes, pool_type=global_pool, in_features=self.num_features, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
@@ -123,15 +123,16 @@ class TimmInterface(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Union[list[Tensor], tuple[Tensor, list[Tensor]]]:
-        """Return the features that the head takes, and the feature maps of the stages.
+        """Return the input of the head, ``(N, C, H', W')``, and the feature maps of the stages.
 
         Args:
             x: Images, ``(N, in_chans, H, W)``.
-            indices: Stages to return: the last n if an int, all if None, negative ones count from the end.
-            norm: Apply the final normalisation to the last stage's map (the only one that it fits).
-            stop_early: Skip the stages after the last one asked for.
-            output_fmt: 'NCHW' or 'NHWC'.
-            intermediates_only: Return the feature maps without the features.
+            indices: The stages to return: the last n if it is an int, all if it is None; negative indices in a list
+                count from the end.
+            norm: Whether to apply the final normalisation to the last stage's map (the only one that it fits).
+            stop_early: Whether to skip the stages after the last one in ``indices``.
+            output_fmt: The layout of the feature maps, 'NCHW' or 'NHWC'.
+            intermediates_only: Whether to return the feature maps alone.
         """
         assert output_fmt in ("NCHW", "NHWC"), "Output format must be one of NCHW, NHWC."
         intermediates: list[Tensor] = []
@@ -158,13 +159,13 @@ class TimmInterface(nn.Module):
     def prune_intermediate_layers(
         self, indices: Union[int, list[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what the feature maps ``indices`` do not need, and return the indices counted from the front."""
+        """Remove the layers that the feature maps ``indices`` do not need; return the indices, none negative."""
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         prune_end = max_index < len(self.stages) - 1
         self.stages = self.stages[: max_index + 1]
         self.num_heads = self.num_heads[: max_index + 1]
         self.attention_heads = self.attention_heads[: max_index + 1]
-        if prune_norm or prune_end:  # the norm fits the last stage only
+        if prune_norm or prune_end:  # the norm fits only the last stage
             self.norm = nn.Identity()
         if prune_end:
             self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
@@ -174,7 +175,7 @@ class TimmInterface(nn.Module):
 
 
 def map_sizes(img_size: Union[int, tuple[int, int]], stem_stride: int, stages: int) -> list[tuple[int, int]]:
-    """Return the height and width of each stage's map, for images of ``img_size`` pixels."""
+    """Return the height and width of each stage's map for images of ``img_size`` pixels."""
     height, width = to_2tuple(img_size)
     strides = [stem_stride * 2**i for i in range(stages)]
     return [(-(-height // stride), -(-width // stride)) for stride in strides]

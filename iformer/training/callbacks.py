@@ -1,4 +1,4 @@
-"""Callbacks that the tasks share."""
+"""The callbacks that all tasks share."""
 
 import time
 from typing import Any
@@ -13,28 +13,28 @@ from timm.utils import distribute_bn
 from torch import Tensor
 from torch.optim import Optimizer
 
-WIDE = 110  # columns of a terminal with room for all of the progress bar
-TAKEN, TAKEN_WIDE = 52, 92  # by what stands before the metrics, with up to five digits for batches
+WIDE = 110  # the columns of a terminal that has room for the whole progress bar
+TAKEN, TAKEN_WIDE = 52, 92  # the columns before the metrics, with up to five digits for batches
 
 
 class ProgressBar(RichProgressBar):
-    """A progress bar on standard error, so that standard output holds results only; one line on narrow terminals too.
+    """A progress bar on standard error, so that standard output holds nothing but results.
 
-    Epochs are counted from 1.
+    It takes one line on narrow terminals too, and counts epochs from 1.
     """
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=1, leave=True, console_kwargs={"stderr": True})
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """What is running, a bar, batches, time gone by and to come; where there is room, batches per second."""
+        """Return the columns: stage, bar, batches, elapsed and remaining time and, if there is room, batches/s."""
         what, bar, *others = super().configure_columns(trainer)
         if Console(stderr=True).width < WIDE:
             bar, others = BarColumn(bar_width=10), others[:2]
         return [what, bar, *others]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """As many as there is room for, with four digits."""
+        """Return as many metrics as there is room for, with four digits."""
         width = Console(stderr=True).width
         room = width - (TAKEN_WIDE if width >= WIDE else TAKEN)
         shown: dict[str, Any] = {}
@@ -53,9 +53,10 @@ class ProgressBar(RichProgressBar):
 
 
 class ImagesPerSecond(Callback):
-    """Logs throughput, the loading of the images included.
+    """Logs the throughput in images per second, which includes the loading of the images.
 
-    In training a running mean, ``images/s``; over the whole set in ``validate`` and ``test``, ``test_images/s`` say.
+    In training it is a running mean, ``images/s``. In ``validate`` and ``test`` it is the mean over the whole set,
+    ``val_images/s`` or ``test_images/s``.
     """
 
     def __init__(self) -> None:
@@ -64,17 +65,17 @@ class ImagesPerSecond(Callback):
         self.images = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that goes on in the middle of an epoch does not see its start."""
+        """Start the clock, also in a run that is resumed in the middle of an epoch and does not see its start."""
         self.last = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do not count what happens between epochs."""
+        """Start the clock anew, so that the time between epochs is not counted."""
         self.last = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count a batch ``(images, ...)``, on all ranks together."""
+        """Count the images of a batch ``(images, ...)`` on all ranks together."""
         now = time.perf_counter()
         rate = len(batch[0]) * trainer.world_size / (now - self.last)
         self.rate = 0.95 * self.rate + 0.05 * rate if self.rate else rate
@@ -99,12 +100,12 @@ class ImagesPerSecond(Callback):
     on_validation_batch_end = on_test_batch_end = _on_evaluation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Not between epochs of training, whose loggers have enough to draw."""
+        """Log the throughput of ``validate``; that of validations during training is not logged."""
         if trainer.state.fn == "validate":
             pl_module.log("val_images/s", self.images / (time.perf_counter() - self.began))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The whole test."""
+        """Log the throughput of the whole test."""
         pl_module.log("test_images/s", self.images / (time.perf_counter() - self.began))
 
 
@@ -113,25 +114,33 @@ class NonFiniteLossError(ValueError):
 
 
 class TrainingHealth(Callback):
-    """Logs the learning rate and the gradient norm; stops the run before a loss or gradient that is not finite is used.
+    """Logs the learning rate and the gradient norm, and stops the run if the loss or the gradient is not finite.
 
     Raises:
-        NonFiniteLossError: Names epoch, batch, step, learning rate and the likely causes. Nothing has been updated or
-            saved since the last good step.
+        NonFiniteLossError: The loss or the gradient is not finite. The message names the epoch, batch, step, learning
+            rate and likely causes. Nothing has been updated or saved since the last good step.
     """
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Look at the loss."""
+        """Check the loss.
+
+        Raises:
+            NonFiniteLossError: The loss is not finite.
+        """
         if not torch.isfinite(loss):
             self._stop(trainer, f"the loss is {loss.item()}")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the gradient, before it is clipped."""
+        """Check the norm of the gradient before it is clipped, and log it with the learning rate.
+
+        Raises:
+            NonFiniteLossError: The norm is not finite.
+        """
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if isinstance(trainer.strategy, FSDPStrategy):  # each rank holds a part of the gradients
             norm = trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
-        # The scaler of 16-bit floats skips steps with infinite gradients by itself, and lowers its scale.
+        # The scaler of 16-bit floats skips steps with infinite gradients by itself and lowers its scale.
         if not torch.isfinite(norm) and getattr(trainer.precision_plugin, "scaler", None) is None:
             self._stop(trainer, f"the gradient norm is {norm.item()}")
         values = {"grad_norm": norm, "lr": max(group["lr"] for group in optimizer.param_groups)}
@@ -149,11 +158,11 @@ class TrainingHealth(Callback):
 
 
 class SharedBatchNorm(Callback):
-    """Averages the running statistics of BatchNorm over the ranks at the end of each epoch, as the release did."""
+    """Averages BatchNorm's running statistics over the ranks at the end of each epoch, as the authors' release did."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Average after the last batch: the validation and the checkpoint behind it already see the result."""
+        """Average after the last batch, so that the following validation and checkpoint already use the result."""
         if trainer.world_size > 1 and trainer.is_last_batch:
             distribute_bn(pl_module, trainer.world_size, reduce=True)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: written atomically, found again, pruned."""
+"""The checkpoints of a training run: writing them atomically, finding them, checking them and removing old ones."""
 
 import io
 import os
@@ -23,7 +23,7 @@ from iformer.common.files import written
 from iformer.common.ranges import Count, checked
 
 FOLDER = "checkpoints"  # in the folder of the run
-# What torch writes into the description of shards: names of classes that a pickle may hold without running code.
+# The classes that torch writes into the description of shards; a pickle may name these without running code.
 _DESCRIBING = {
     *(f"{metadata.__name__} {name}" for name in (*metadata.__all__, "_MEM_FORMAT_ENCODING")),
     f"{_StorageInfo.__module__} {_StorageInfo.__name__}",
@@ -36,7 +36,7 @@ _DESCRIBING = {
 
 @contextmanager
 def _interrupted_later() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of what is done here; a writer in C++ would take it for a failure to write."""
+    """Delay Ctrl-C until the end of the block, because torch's writer would take it for a failure to write."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -51,13 +51,13 @@ def _interrupted_later() -> Iterator[None]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """A checkpoint appears under its name when it is complete and on the disk, or not at all."""
+    """Writes checkpoints atomically: a file appears under its name when it is complete and on the disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write ``path``; on failure, a full disk say, nothing is left behind.
+        """Write a checkpoint to ``path``; if that fails, on a full disk for example, no part of it is left behind.
 
         Raises:
-            OSError: The file could not be written; names it.
+            OSError: The file could not be written; the message names it.
         """
         try:
             with _interrupted_later(), written(Path(path)) as temporary, open(temporary, "wb") as file:
@@ -65,21 +65,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
-            # torch reports a failed write as a RuntimeError of its zip writer, behind which the reason may stand.
+            # torch reports a failed write as a RuntimeError of its zip writer; the reason may be in its context.
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
             raise OSError(f"{path}: the checkpoint could not be written ({reason}); earlier ones are kept") from error
 
 
 class RunCheckpoint(Checkpoint):
-    """Saves every so many steps, before each validation or at the end of an epoch without one, and on SIGTERM.
+    """Saves a checkpoint every so many steps, before each validation or at the end of the epoch, and on SIGTERM.
 
-    Checkpoints are named by their optimiser step. Only the newest are kept. In the middle of an epoch, one is written
-    when the next batch begins, with everything that belongs to the step before.
+    Checkpoints are named by their optimiser step, and only the newest are kept. In the middle of an epoch, a checkpoint
+    is written when the next batch begins, so that it contains everything that belongs to the previous step.
 
     Args:
-        every_n_steps: Optimiser steps between checkpoints; null saves once an epoch.
-        keep: How many to keep.
+        every_n_steps: Number of optimiser steps between checkpoints; null saves once an epoch.
+        keep: Number of checkpoints to keep.
     """
 
     @checked
@@ -87,11 +87,11 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps, self.keep = every_n_steps, keep
         self.terminated = False
         self.saved = 0  # the step of the last checkpoint
-        self.max_steps: int | None = None  # of a run that goes on, while Lightning is not to know it
+        self.max_steps: int | None = None  # the limit of a resumed run while it is hidden from Lightning
         self.restored = self.validation_due = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notice whether a validation is still to come."""
+        """Note whether the validation after this checkpoint still has to run."""
         validation = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
         self.validation_due = validation["processed"] < validation["started"] and trainer.enable_validation
         self.restored = True
@@ -99,10 +99,10 @@ class RunCheckpoint(Checkpoint):
             self.on_fit_start(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have a run that is limited by ``max_steps`` restored as one that is limited by ``max_epochs`` is.
+        """Hide ``max_steps`` from Lightning until a resumed run trains again.
 
-        For the former Lightning would begin an epoch with the counters of the one before, and so with other random
-        draws, and leave out a validation that is due after the last step.
+        Otherwise Lightning would begin an epoch with the counters of the previous one, and therefore with other random
+        draws, and skip a validation that is due after the last step.
         """
         if self.restored and trainer.state.fn == "fit":
             loop = trainer.fit_loop.epoch_loop
@@ -113,7 +113,7 @@ class RunCheckpoint(Checkpoint):
             trainer.fit_loop.epoch_loop.max_steps, self.max_steps = self.max_steps, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM over from Lightning, whose handler stops the ranks at different steps, and saves nothing."""
+        """Replace Lightning's SIGTERM handler, which stops the ranks at different steps and saves nothing."""
         self.terminated = trainer.received_sigterm
         self.saved = self.stepped = trainer.global_step
         self.due = self.ending = False
@@ -127,7 +127,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """See if it is time to save; never in the middle of an accumulation, whose gradients a checkpoint lacks."""
+        """Decide whether to save; never while gradients are accumulated, since checkpoints do not contain them."""
         if trainer.global_step == self.stepped:
             return
         self.stepped = trainer.global_step
@@ -135,7 +135,7 @@ class RunCheckpoint(Checkpoint):
         self.due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save if it is time: now the step before is logged too."""
+        """Save if a checkpoint is due; by now the previous step has been logged too."""
         self._limit_steps_again(trainer)
         if batch_idx and (self.due or self.ending):
             self._save(trainer)
@@ -144,20 +144,20 @@ class RunCheckpoint(Checkpoint):
         self.due = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save before the validation, which may take long; averaged weights are not yet in the model's place."""
+        """Save before the validation, which may take long, and before averaged weights replace the model's."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._limit_steps_again(trainer)
             self._save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note down where a run that is restored goes on, in the state of Lightning's loops.
+        """Correct the state of Lightning's loops in the checkpoint, so that a resumed run continues at the right place.
 
-        By itself Lightning would not run the validation that this checkpoint was saved before, and take the batch that
-        has begun for one that was stepped. There is no public way to say so.
+        By itself Lightning would not run the validation before which this checkpoint was saved, and would count a batch
+        that has only begun as done. There is no public interface for this.
         """
         loops = checkpoint["loops"]["fit_loop"]
         validation = loops["epoch_loop.val_loop.batch_progress"]
-        if trainer.validating and not validation["is_last_batch"]:  # not for one that another callback saves behind it
+        if trainer.validating and not validation["is_last_batch"]:  # another callback may save after the validation
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             validation |= {"total": begun, "current": {**begun}}
         elif trainer.training:
@@ -168,19 +168,19 @@ class RunCheckpoint(Checkpoint):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """End on SIGTERM; what there was to save has been saved."""
+        """End the run on SIGTERM; the checkpoint has been saved before the validation."""
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         if training and trainer.strategy.reduce_boolean_decision(self.terminated, all=False):
             self._end()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, unless the validation has just seen to it."""
+        """Save, unless the validation has just done so, and end the run on SIGTERM."""
         self._save(trainer)
         if trainer.strategy.reduce_boolean_decision(self.terminated, all=False):
             self._end()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give SIGTERM back."""
+        """Restore the previous SIGTERM handler."""
         if stage == "fit" and hasattr(self, "previous_handler"):
             signal.signal(signal.SIGTERM, self.previous_handler)
 
@@ -199,17 +199,17 @@ class RunCheckpoint(Checkpoint):
 
 
 def folder(trainer: Trainer) -> Path:
-    """Where the run's checkpoints are."""
+    """Return the folder of the run's checkpoints."""
     return Path(trainer.default_root_dir, FOLDER)
 
 
 def available(run: str | Path) -> list[Path]:
-    """The checkpoints of the folder of a run, newest first."""
+    """Return the checkpoints in a run's folder, the newest first."""
     return sorted(Path(run, FOLDER).glob("step-*.ckpt"), reverse=True)
 
 
 class _Description(pickle.Unpickler):
-    """Reads the ``.metadata`` of a checkpoint in shards, and nothing else."""
+    """An unpickler for the ``.metadata`` of a sharded checkpoint that refuses all other classes."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module} {name}" not in _DESCRIBING:
@@ -218,13 +218,15 @@ class _Description(pickle.Unpickler):
 
 
 def require_plain(path: Path) -> None:
-    """See that a checkpoint, a file or a folder of shards, holds but weights and plain values.
+    """Check that a checkpoint, a file or a folder of shards, holds nothing but weights and plain values.
 
-    Under FSDP, Lightning and torch read checkpoints without the safe loader: whole ones, the description of shards, and
-    what of them is no tensor. So that is read with it first.
+    Under FSDP, Lightning and torch read some parts of checkpoints without the safe loader: whole files, the description
+    of shards, and values that are not tensors. These parts are therefore read with the safe loader first.
 
     Raises:
-        ValueError: It holds something else, which could run code when it is read, or is no checkpoint.
+        ValueError: The path is not a checkpoint, or holds something else, which could run code when it is read.
+        FileNotFoundError: A file of the checkpoint does not exist.
+        OSError: A file of the checkpoint cannot be read.
     """
     file = path
     try:
@@ -246,20 +248,22 @@ def require_plain(path: Path) -> None:
         raise FileNotFoundError(f"{file}: no such file, expected a checkpoint") from None
     except OSError as error:
         raise OSError(f"{file}: cannot be read ({error.strerror})") from None
-    except Exception as error:  # a damaged pickle raises whatever its parts make Python stumble over
+    except Exception as error:  # a damaged pickle can raise an error of any kind
         raise ValueError(f"{file}: not a checkpoint, or one that holds more than weights and plain values") from error
 
 
 def newest(run: str | Path) -> Path:
-    """The newest checkpoint of the folder of a run that can be read; warns of those that cannot.
+    """Return the newest checkpoint in a run's folder that can be read, with a warning for each one that cannot.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There are no checkpoints.
+        ValueError: None of the checkpoints can be read.
     """
     found = available(run)
     for path in found:
         try:
-            # A checkpoint in shards (FSDP) is a folder complete with its meta.pt. torch.load verifies no checksum.
+            # A sharded checkpoint (FSDP) is a folder that is complete once it has meta.pt. torch.load does not verify
+            # checksums, so that is done here.
             with zipfile.ZipFile(path / "meta.pt" if path.is_dir() else path) as file:
                 damaged = file.testzip()
         except (OSError, zipfile.BadZipFile) as error:

@@ -1,4 +1,4 @@
-"""What the three datamodules share: loaders whose order and augmentation are those of an uninterrupted run."""
+"""What the datamodules share: loaders that make a resumed run draw the same batches as an uninterrupted one."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from iformer.training.resumable import ResumableBatchSampler, SeededDataset, run
 class DataModule(lightning.LightningDataModule):
     """The base class of the datamodules.
 
-    What makes a run exactly resumable is three lines in a datamodule derived from this one::
+    A derived datamodule makes a run exactly resumable with three lines::
 
         def train_dataloader(self):
             batches = ResumableBatchSampler(len(dataset), self.batch_size, run_seed(), *self.rank)
@@ -32,7 +32,7 @@ class DataModule(lightning.LightningDataModule):
 
     @property
     def rank(self) -> tuple[int, int]:
-        """The number of this process among those that train together, and how many there are."""
+        """The rank of this process, and the number of processes that train together."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
@@ -49,12 +49,12 @@ class DataModule(lightning.LightningDataModule):
     def loader(
         self, dataset: Dataset[Any], batches: ResumableBatchSampler, training: bool, **options: Any
     ) -> DataLoader[Any]:
-        """Return a loader whose random draws depend on the run's seed, the epoch and the sample alone.
+        """Return a loader whose random draws depend only on the run's seed, the epoch and the sample.
 
         Args:
-            dataset: A dataset whose samples are found by their numbers.
-            batches: Which samples come together.
-            training: Begin where the trainer stands, in the middle of an epoch too.
+            dataset: The dataset, whose samples are indexed by number.
+            batches: The sampler that decides which samples form a batch.
+            training: Whether to begin at the trainer's position, which may be in the middle of an epoch.
             options: Further arguments of ``DataLoader``.
         """
         if training and self.trainer:
@@ -63,14 +63,17 @@ class DataModule(lightning.LightningDataModule):
 
 
 def leave_signals_to_the_run(worker: int) -> None:
-    """Let a loader's worker survive a SIGTERM or Ctrl-C that reaches all of the run's processes.
+    """Make a loader's worker survive a SIGTERM or Ctrl-C that is sent to all processes of the run.
 
-    torchrun and SLURM signal whole groups of processes. A worker that died of it would take the run with it before
-    :class:`~iformer.training.checkpoints.RunCheckpoint` could save. SIGTERM from the main process still ends a worker:
-    that is how Python gets rid of those that are left when it exits, and it would wait for them for ever.
+    torchrun and SLURM signal whole groups of processes. If a worker died of the signal, the run would fail before
+    :class:`~iformer.training.checkpoints.RunCheckpoint` could save. SIGTERM from the main process still ends a worker,
+    because Python sends it at exit to the workers that are left and then waits for them.
+
+    Args:
+        worker: The number of the worker, which is not used.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux: who sent it is not known elsewhere
+    if hasattr(signal, "sigwaitinfo"):  # on Linux; elsewhere the sender of a signal is not known
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_main_says_so, daemon=True).start()
 

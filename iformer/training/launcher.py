@@ -1,4 +1,4 @@
-"""``iformer fit | validate | test``: LightningCLI over recipes, whose class_path finds tasks and data."""
+"""``iformer fit | validate | test``: LightningCLI over recipes, which name tasks and datamodules by ``class_path``."""
 
 import contextlib
 import logging
@@ -22,19 +22,23 @@ from iformer.common.ranges import Count, NotNegative, NotNegativeInt, Share, req
 from iformer.training import checkpoints, recipes
 from iformer.training.callbacks import ImagesPerSecond, ProgressBar, SharedBatchNorm, TrainingHealth
 from iformer.training.resumable import SeededSteps, run_seed
-from iformer.training.run_state import MetricsLog, RunRecord, locked
+from iformer.training.run_folder import MetricsLog, RunRecord, locked
 from iformer.training.user_errors import explain, require_data, user_errors
 
 
 def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Run ``iformer VERB ARGUMENTS``.
 
+    Args:
+        verb: ``fit``, ``validate`` or ``test``.
+        arguments: The arguments of the command after the verb.
+
     Returns:
-        ``metrics``, the last value of each, and where they come from: ``recipe``, ``command``, ``seed`` and so on;
-        ``per_class`` too, a row for each class, where the task keeps that.
+        The last value of each of the ``metrics``, and their provenance: ``recipe``, ``command``, ``seed`` and so on. If
+        the task computes them, ``per_class`` has the figures of each class.
 
     Raises:
-        ValueError: An argument or a key of the recipe is wrong, in one line that names it.
+        ValueError: An argument or a key of the recipe is wrong; the message names it in one line.
         OSError: A file is missing or cannot be written.
     """
     name, arguments = recipes.resolve(arguments)
@@ -47,18 +51,18 @@ def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 NOT_THE_USERS = (
-    ".*your dataloader is not resumable.*",  # it is, but not by the interface that Lightning looks for
+    ".*your dataloader is not resumable.*",  # it is, but without the interface that Lightning looks for
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
     ".*LeafSpec.*",
     ".*lr_scheduler.step.* before .*optimizer.step.*",  # rates are set for the step to come
 )
-"""Warnings about what is as it is meant to be."""
+"""Patterns of warnings about settings that are intended."""
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's advertisements, and warnings about what is as it is meant to be, from the user."""
+    """Suppress Lightning's advertisements and warnings about settings that are intended."""
     lightning = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
     def wanted(record: logging.LogRecord) -> bool:
@@ -92,11 +96,11 @@ TRAINER: dict[str, Any] = {
     ),
     "devices": Annotated[int, Field(ge=-1)] | list[NotNegativeInt] | str,
 }
-"""Ranges of those of Lightning's settings that it does not check itself, or with a traceback."""
+"""The ranges of Lightning settings that Lightning does not check itself, or for which it prints a traceback."""
 
 
 class _CLI(LightningCLI):
-    """LightningCLI with this project's defaults: folder of the run, loggers, callbacks, resumption, export."""
+    """LightningCLI with this project's defaults: the run's folder, loggers, callbacks, resumption and export."""
 
     def __init__(self, recipe: str, args: list[str], stack: contextlib.ExitStack) -> None:
         self.recipe, self.stack = recipe, stack
@@ -123,27 +127,27 @@ class _CLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The verbs, and what of their methods' arguments is not the user's."""
+        """Return the verbs, with those arguments of their Trainer methods that the user cannot set."""
         return {verb: arguments for verb, arguments in LightningCLI.subcommands().items() if verb != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Give checkpoints a section of their own in a recipe; called for each verb."""
+        """Add the recipe's ``checkpoint`` section and ``--resume``; Lightning calls this for each verb."""
         self.parsers.append(parser)
         parser.add_lightning_class_args(checkpoints.RunCheckpoint, "checkpoint")
         parser.add_argument("--resume", action="store_true", help="Take the newest checkpoint of the run's folder.")
 
     def _parse_ckpt_path(self) -> None:
-        """Take nothing from a checkpoint's ``hyper_parameters``, which Lightning would put into the settings.
+        """Ignore a checkpoint's ``hyper_parameters``, which Lightning would merge into the settings.
 
-        Classes that a stranger's file names would be made. The name is Lightning's, which has no switch for this; a
-        test fails when it changes.
+        Lightning would create objects of the classes that a stranger's file names, and has no option to prevent it.
+        This overrides a private method; a test fails when Lightning renames it.
         """
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """As Lightning does, but without a warning that the arguments are not those of sys.argv.
+        """Parse the arguments without Lightning's warning that they are not those of ``sys.argv``.
 
         Raises:
-            ValueError: An argument, or a key of the recipe, is wrong.
+            ValueError: An argument or a key of the recipe is wrong.
         """
         try:
             self.config = parser.parse_args(args)
@@ -158,27 +162,28 @@ class _CLI(LightningCLI):
         return dict(zip(self.subcommands(), self.parsers, strict=True))[verb]
 
     def instantiate_classes(self) -> None:
-        """As Lightning does.
+        """Check the settings of model and data, and create the model, the datamodule and the trainer.
 
         Raises:
-            ValueError: What a class raised for its arguments, without jsonargparse's account of the types it tried.
+            ValueError: An argument of a class is wrong; the message is the class's own, without jsonargparse's list of
+                the types that it tried.
         """
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         if config.ckpt_path is not None and "://" in str(config.ckpt_path):
             # Lightning would load it without the safe loader.
-            raise ValueError(f"ckpt_path is {config.ckpt_path}, expected a file or folder of this machine")
+            raise ValueError(f"ckpt_path is {config.ckpt_path}, expected a file or folder on this machine")
         for key in ("model", "data"):
             arguments = config[key].init_args
             require_data(arguments, f"{key}.init_args")
             for name, value in vars(arguments).items():
-                if isinstance(value, str) and value.startswith("~/"):  # a path, which no shell has seen
+                if isinstance(value, str) and value.startswith("~/"):  # a path in a recipe, which no shell expands
                     arguments[name] = os.path.expanduser(value)
         if config.ckpt_path is not None:
             config.ckpt_path = os.path.expanduser(config.ckpt_path)
         config.trainer.default_root_dir = os.path.expanduser(config.trainer.default_root_dir)
         self.settings = self._parser_of(self.subcommand).dump(config, skip_none=False)
-        if config.resume or config.ckpt_path:  # the checkpoint has all weights: nothing is to be fetched
+        if config.resume or config.ckpt_path:  # the checkpoint has all weights, so that none are downloaded
             arguments = config.model.init_args
             for name in [name for name in vars(arguments) if name.startswith("pretrained")]:
                 arguments[name] = False
@@ -189,7 +194,11 @@ class _CLI(LightningCLI):
             raise ValueError(own[1] if own else str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add what every run has."""
+        """Create the trainer with the loggers, callbacks and plugins that every run has.
+
+        Raises:
+            ValueError: Lightning refuses a setting of the trainer.
+        """
         config = self.config[self.subcommand]
         self.run_folder = Path(config.trainer.default_root_dir)
         given = self.config_init[self.subcommand].trainer
@@ -209,11 +218,11 @@ class _CLI(LightningCLI):
         kwargs["plugins"] = [*(given.plugins or []), checkpoints.AtomicCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
-        except TypeError as error:  # the error of CPUs about `devices`, for one
+        except TypeError as error:  # such as that of wrong `devices` on a CPU
             raise ValueError(f"trainer: {error} (devices is {config.trainer.devices})") from error
 
     def _find_checkpoint(self) -> None:
-        """Name the checkpoint to go on from, or to evaluate, and see that it is a plain one."""
+        """Set the checkpoint to resume from or to evaluate, and check that it holds only weights and plain values."""
         settings = self.config_init[self.subcommand]
         if settings.resume:
             settings.ckpt_path = str(checkpoints.newest(self.run_folder))
@@ -223,10 +232,10 @@ class _CLI(LightningCLI):
     before_validate = before_test = _find_checkpoint
 
     def before_fit(self) -> None:
-        """Keep others out of the run's folder, and look at what an earlier run left.
+        """Lock the run's folder, and refuse to start anew where an earlier run left checkpoints.
 
         Raises:
-            ValueError: Another process trains there; or there are checkpoints, and the run is not to resume.
+            ValueError: Another process trains in the folder; or it holds checkpoints, but ``--resume`` is not given.
         """
         if self.trainer.is_global_zero:
             self.stack.enter_context(locked(self.run_folder))
@@ -240,7 +249,7 @@ class _CLI(LightningCLI):
             )
 
     def after_fit(self) -> None:
-        """Export the model, so that ``iformer predict`` and timm find it."""
+        """Export the trained model into the run's folder for ``iformer predict`` and timm."""
         export = getattr(self.model, "export", None)
         if export is None or not self.trainer.is_global_zero or self.config.fit.trainer.fast_dev_run:
             return

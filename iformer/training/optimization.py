@@ -1,4 +1,4 @@
-"""Optimiser and learning rate schedule, through timm."""
+"""The optimisers and learning rate schedules of the recipes."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,23 +16,25 @@ from iformer.common.ranges import Count, Factor, NotNegative, NotNegativeInt, re
 class AdamWCosine:
     """AdamW with linear warm-up, cosine decay and cooldown (Section 4.1 of the paper).
 
-    All rates belong to a global batch (batch size times devices times accumulated batches) of ``base_batch`` images and
-    are scaled for another: ``lr * global_batch / base_batch``. ``None`` takes them as they are.
+    All rates are stated for a global batch (batch size times devices times accumulated batches) of ``base_batch``
+    images, and are scaled for any other: ``lr * global_batch / base_batch``. If ``base_batch`` is ``None``, they are
+    used as they are.
 
-    With t the epochs gone by, the rate is ``warmup_lr + t (lr - warmup_lr) / warmup_epochs`` during warm-up, then
-    ``min_lr + (lr - min_lr) (1 + cos(pi t / T)) / 2`` up to T, all epochs but the cooldown, and ``min_lr`` from there.
-    A run that has no ``trainer.max_epochs`` but ``trainer.max_steps`` counts steps for epochs throughout.
+    After t epochs the rate is ``warmup_lr + t (lr - warmup_lr) / warmup_epochs`` during warm-up, then
+    ``min_lr + (lr - min_lr) (1 + cos(pi t / T)) / 2`` until T, the number of epochs before the cooldown, and ``min_lr``
+    in the cooldown. If the length of a run is given by ``trainer.max_steps`` instead of ``trainer.max_epochs``, steps
+    take the place of epochs throughout.
 
     Args:
         lr: Learning rate after warm-up.
-        min_lr: Learning rate of the cooldown.
-        base_batch: Global batch that the rates are stated for.
+        min_lr: Learning rate at the end of the cosine and in the cooldown.
+        base_batch: Global batch size for which the rates are stated.
         weight_decay: Decoupled weight decay.
-        warmup_epochs: Epochs of linear growth, of the cosine's T.
+        warmup_epochs: Number of epochs of linear warm-up, which are part of T.
         warmup_lr: Learning rate of the first step.
-        cooldown_epochs: The last of the run's epochs.
-        per: Update the rate after each 'epoch', as the authors' release did, or each 'step'.
-        layer_decay: Factor between the learning rates of one layer and the next, the head having the full one.
+        cooldown_epochs: Number of epochs of the cooldown, at the end of the run.
+        per: Whether to update the rate after each 'epoch', as the authors' release did, or after each 'step'.
+        layer_decay: Ratio of the learning rates of a layer and the next one; the head has the full learning rate.
     """
 
     lr: NotNegative = 1e-3
@@ -49,11 +51,12 @@ class AdamWCosine:
         require_fields(self)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Groups with and without weight decay, and for each layer with ``layer_decay``; before the model is sharded.
+        """Return parameter groups with and without weight decay, and separate ones for each layer if ``layer_decay``.
 
-        Vectors (norms, biases, layer scales) and what the model's ``no_weight_decay`` names, the position embeddings,
-        are not decayed. The authors' release decayed its position embeddings: its ``no_weight_decay`` names
-        ``pos_embed``, and its parameters are called ``pos_embed1`` to ``pos_embed4``.
+        This must be called before the model is sharded. Vectors (norms, biases, layer scales) and the parameters that
+        the model's ``no_weight_decay`` names, the position embeddings, are not decayed. The authors' release did decay
+        its position embeddings: its ``no_weight_decay`` names ``pos_embed``, but its parameters are called
+        ``pos_embed1`` to ``pos_embed4``.
         """
         kept: set[str] = getattr(model, "no_weight_decay", set)()
         if self.layer_decay is None:
@@ -61,18 +64,23 @@ class AdamWCosine:
         return param_groups_layer_decay(model, self.weight_decay, kept, layer_decay=self.layer_decay)
 
     def configure(self, groups: list[dict[str, Any]], trainer: Trainer, batch_size: int) -> dict[str, Any]:
-        """What ``configure_optimizers`` returns, for :meth:`parameter_groups` and images in a batch of one device.
+        """Return the optimiser and the scheduler as ``configure_optimizers`` does.
+
+        Args:
+            groups: The groups that :meth:`parameter_groups` returned.
+            trainer: The run's trainer.
+            batch_size: The number of images in a batch of one device.
 
         Raises:
             ValueError: The run has no more epochs than its cooldown.
         """
         limit = "max_steps" if trainer.max_epochs == -1 else "max_epochs"
-        quick = bool(getattr(trainer, "fast_dev_run", False))  # a try of one epoch, whatever the recipe says
+        quick = bool(getattr(trainer, "fast_dev_run", False))  # a trial of one epoch, whatever the recipe says
         epochs = 1 if quick else (getattr(trainer, limit) or 0) - self.cooldown_epochs
         if epochs < 1:
             raise ValueError(
                 f"trainer.{limit} is {getattr(trainer, limit)}, "
-                f"expected more than the {self.cooldown_epochs} of the cooldown"
+                f"expected more than the {self.cooldown_epochs} of optimization.cooldown_epochs"
             )
         scale = _scale(self.base_batch, trainer, batch_size)
         optimizer = create_optimizer_v2(groups, opt="adamw", lr=self.lr * scale)
@@ -80,13 +88,13 @@ class AdamWCosine:
             optimizer,
             t_initial=epochs,
             lr_min=self.min_lr * scale,
-            warmup_t=self.warmup_epochs,  # type: ignore[arg-type]  # parts of epochs work too
+            warmup_t=self.warmup_epochs,  # type: ignore[arg-type]  # fractions of epochs work too
             warmup_lr_init=self.warmup_lr * scale,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def update(self, scheduler: Any, trainer: Trainer) -> None:
-        """Set the learning rate of the next step, a function of the number of steps taken and nothing else."""
+        """Set the learning rate of the next step, which depends only on the number of steps taken."""
         if trainer.max_epochs == -1:
             scheduler.step(trainer.global_step)
             return
@@ -97,18 +105,19 @@ class AdamWCosine:
 
 @dataclass(frozen=True)
 class AdamWSteps:
-    """AdamW with linear warm-up, its rate lowered after some epochs: the "1x" and "3x" of detection (Section 4.2).
+    """AdamW with linear warm-up and a step schedule: the "1x" and "3x" schedules of detection (Section 4.2).
 
-    The rate belongs to a global batch of ``base_batch`` images and is scaled for another, as in :class:`AdamWCosine`.
+    The rate is stated for a global batch of ``base_batch`` images and is scaled for any other, as in
+    :class:`AdamWCosine`.
 
     Args:
         lr: Learning rate after warm-up.
-        base_batch: Global batch that ``lr`` is stated for.
-        weight_decay: Decoupled weight decay; none for vectors and position embeddings.
-        drops: Epochs after each of which the rate is multiplied by ``factor``.
-        factor: See ``drops``.
-        warmup_steps: Steps of linear growth.
-        warmup_factor: Share of ``lr`` that the first step takes.
+        base_batch: Global batch size for which ``lr`` is stated.
+        weight_decay: Decoupled weight decay, which vectors and position embeddings do not get.
+        drops: Numbers of epochs after each of which the learning rate is multiplied by ``factor``.
+        factor: Factor by which the learning rate is multiplied at each of the ``drops``.
+        warmup_steps: Number of steps of linear warm-up.
+        warmup_factor: Learning rate of the first step as a share of ``lr``.
     """
 
     lr: NotNegative = 1e-4
@@ -123,32 +132,38 @@ class AdamWSteps:
         require_fields(self)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """See :meth:`AdamWCosine.parameter_groups`."""
+        """Return parameter groups with and without weight decay, as :meth:`AdamWCosine.parameter_groups` does."""
         kept: set[str] = getattr(model, "no_weight_decay", set)()
         return param_groups_weight_decay(model, self.weight_decay, no_weight_decay_list=kept)
 
     def configure(self, groups: list[dict[str, Any]], trainer: Trainer, batch_size: int) -> dict[str, Any]:
-        """What ``configure_optimizers`` returns, for :meth:`parameter_groups` and images in a batch of one device."""
+        """Return the optimiser and the scheduler as ``configure_optimizers`` does.
+
+        Args:
+            groups: The groups that :meth:`parameter_groups` returned.
+            trainer: The run's trainer.
+            batch_size: The number of images in a batch of one device.
+        """
         lr = self.lr * _scale(self.base_batch, trainer, batch_size)
         optimizer = create_optimizer_v2(groups, opt="adamw", lr=lr)
         scheduler = LambdaLR(optimizer, lambda step: self._share(step, trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _share(self, step: int, trainer: Trainer) -> float:
-        """Of ``lr``, in a step counted from 0."""
+        """Return the learning rate of a step, counted from 0, as a share of ``lr``."""
         warmup = self.warmup_factor + (1 - self.warmup_factor) * step / max(self.warmup_steps, 1)
         # The length of an epoch is not known before the first step.
         epoch = step // _steps_per_epoch(trainer) if step else 0
         return min(1.0, warmup) * self.factor ** sum(epoch >= drop for drop in self.drops)
 
     def update(self, scheduler: Any, trainer: Trainer) -> None:
-        """Set the learning rate of the next step, a function of the number of steps taken and nothing else."""
+        """Set the learning rate of the next step, which depends only on the number of steps taken."""
         scheduler.last_epoch = trainer.global_step - 1
         scheduler.step()
 
 
 def _scale(base_batch: int | None, trainer: Trainer, batch_size: int) -> float:
-    """The run's global batch over the one that the rates are stated for."""
+    """Return the ratio of the run's global batch size to the one for which the rates are stated."""
     global_batch = batch_size * trainer.world_size * trainer.accumulate_grad_batches
     return global_batch / base_batch if base_batch else 1.0
 

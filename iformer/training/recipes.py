@@ -1,6 +1,7 @@
-"""Recipes: YAML files of all settings of a run, those beside the package by their names.
+"""Recipes: YAML files with all settings of a run, either a user's or the packaged ones, which are found by name.
 
-A recipe may begin from another: ``base: imagenet1k/iformer_small`` takes all of its settings but those that follow.
+A recipe may be based on another: with ``base: imagenet1k/iformer_small`` it has all settings of that recipe, except for
+those that it sets itself.
 """
 
 import difflib
@@ -28,7 +29,7 @@ def find(name: str) -> Path:
         name: A file, or the name of a packaged recipe.
 
     Raises:
-        ValueError: There is neither.
+        ValueError: There is no such file and no such recipe.
     """
     for path in (Path(name), RECIPES / f"{name.removesuffix('.yaml')}.yaml"):
         if path.is_file():
@@ -38,24 +39,24 @@ def find(name: str) -> Path:
 
 
 def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return all settings of a recipe, with those of the recipe that it begins from.
+    """Return all settings of a recipe, including those of the recipe that it is based on.
 
     Args:
         path: The recipe's file.
-        above: The recipes that begin from it.
+        above: The files of the recipes that are based on it.
 
     Raises:
-        ValueError: It is not YAML, holds something else than settings, or begins from itself.
+        ValueError: The file is not YAML, does not hold settings, or is based on itself.
     """
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a recipe, it is not YAML ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path}: not a recipe: it is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{path}: not a recipe, it holds {type(settings).__name__}, expected settings by their keys")
+        raise ValueError(f"{path}: not a recipe: it holds {type(settings).__name__}, expected a mapping of settings")
     (first, *others) = settings.values() if settings else (None,)
     if not others and isinstance(first, dict) and "fit" in settings:
-        settings = first  # an earlier version wrote the settings of each command under its name
+        settings = first  # earlier versions wrote the settings under the name of the command
     if "base" not in settings:
         return settings
     base = settings.pop("base")
@@ -64,12 +65,12 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     beside = path.parent / base
     file = beside if beside.is_file() else find(base)
     if file.resolve() in (*above, path.resolve()):
-        raise ValueError(f"{path}: base is {base}, which begins from this recipe")
+        raise ValueError(f"{path}: base is {base}, which is itself based on this recipe")
     return _over(read(file, (*above, path.resolve())), settings)
 
 
 def _over(base: Any, settings: Any) -> Any:
-    """Return ``base`` with ``settings`` in the place of its own; those of another class begin from nothing."""
+    """Return ``base`` updated with ``settings``; where they name another class, its settings replace the base's."""
     if not isinstance(base, dict) or not isinstance(settings, dict):
         return settings
     if settings.get("class_path", base.get("class_path")) != base.get("class_path"):
@@ -78,12 +79,15 @@ def _over(base: Any, settings: Any) -> Any:
 
 
 def resolve(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the first recipe's name, and the arguments with the recipes' contents for their names.
+    """Return the first recipe's name, and the arguments with the names of recipes replaced by their contents.
 
-    Recipes are put before everything else, so that other arguments change their settings wherever they stand.
+    Recipes come before all other arguments, which therefore override the recipes' settings wherever they stand.
+
+    Args:
+        arguments: The arguments of a command, including ``--config NAME``.
 
     Raises:
-        ValueError: There is neither such a file nor such a recipe, or it is none.
+        ValueError: There is no such file and no such recipe, or the file is not a recipe.
     """
     found, recipes, others = [], [], []
     rest = iter(arguments)
@@ -94,7 +98,7 @@ def resolve(arguments: Sequence[str]) -> tuple[str, list[str]]:
             if re.fullmatch(r"--(model|data)\.init_args\.\w+\.\w+", key):
                 value = value if equals else next(rest, "")
                 whole, _, field = key.rpartition(".")
-                # jsonargparse takes null for the text None there, but merges a part of the whole.
+                # jsonargparse would read null as the text None here; given as part of a dictionary it stays null.
                 others[-1:] = [whole, json.dumps({field: None})] if value in ("null", "~") else [key, value]
             continue
         path = find(value if equals else next(rest, ""))

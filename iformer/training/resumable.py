@@ -1,10 +1,10 @@
-"""Exact resumption: every random draw is a function of the seed and counters, so that only counters are restored.
+"""Exact resumption: every random draw is a function of the seed and of counters, so that only counters are restored.
 
 The order of an epoch depends on ``(seed, epoch)``, the augmentation of a sample on ``(seed, epoch, sample, repeat)``,
-and what the model and Mixup draw in a training step on ``(seed, rank, epoch, batch)``. A run that starts again in the
-middle of an epoch therefore goes on as if it had never stopped, whatever the number of loader workers.
+and the random numbers of the model and of Mixup in a training step on ``(seed, rank, epoch, batch)``. A run that is
+resumed in the middle of an epoch therefore continues as if it had never stopped, whatever the number of loader workers.
 
-:class:`iformer.training.data.DataModule` says what a datamodule needs for it.
+:class:`iformer.training.data.DataModule` shows what a datamodule has to do for this.
 """
 
 import os
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler
 
 
 class SampleKey(NamedTuple):
-    """Which sample, and in which of its appearances: what the augmentation's random draws depend on."""
+    """The epoch, number and repeat of a sample, which determine the random draws of its augmentation."""
 
     epoch: int
     sample: int
@@ -27,25 +27,25 @@ class SampleKey(NamedTuple):
 
 
 def run_seed() -> int:
-    """The seed that ``lightning.seed_everything`` was given in this run, 0 if it was not called."""
+    """Return the seed that was given to ``lightning.seed_everything`` in this run, or 0 if it was not called."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def position(trainer: Trainer) -> tuple[int, int]:
-    """``(epoch, batch)`` of the next training batch, counted from 0; right too after a checkpoint was restored."""
+    """Return ``(epoch, batch)`` of the next training batch, counted from 0, also after a checkpoint was restored."""
     epoch = current_epoch(trainer)
     unfinished = trainer.fit_loop.epoch_progress.current.ready > epoch
     return epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready if unfinished else 0
 
 
 def current_epoch(trainer: Trainer) -> int:
-    """The epoch that Lightning names to ``set_epoch``; ``trainer.current_epoch`` lags behind it between epochs."""
+    """Return the epoch that Lightning passes to ``set_epoch``; ``trainer.current_epoch`` lags behind between epochs."""
     progress: Any = trainer.fit_loop.epoch_progress.current
     return int(progress.processed)
 
 
 def seed_from(*values: int) -> int:
-    """Seed Python and NumPy with a hash of ``values``, none negative; returns a seed for torch."""
+    """Seed Python and NumPy with a hash of ``values``, which must not be negative, and return a seed for torch."""
     words = np.random.SeedSequence(values).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])  # timm draws from the global generator
@@ -53,24 +53,25 @@ def seed_from(*values: int) -> int:
 
 
 class ResumableBatchSampler(Sampler[list[SampleKey]]):
-    """Lists of :class:`SampleKey`, one list for each batch of this rank.
+    """A sampler that yields a list of :class:`SampleKey` for each batch of this rank.
 
-    The ranks' batches number k together are the batch number k of one process with ``world_size`` times the batch size.
+    Batch k of all ranks together equals batch k of a single process with ``world_size`` times the batch size.
 
     Args:
-        length: Samples in the dataset.
-        batch_size: Samples in a batch of one rank.
-        seed: Of the order.
-        rank: This process.
-        world_size: All processes.
-        shuffle: A new order in each epoch, rather than that of the dataset.
-        drop_last: Leave out the samples that do not fill a batch on every rank; without it no sample is left out or
-            doubled, and batches may be smaller on some ranks, though their number is the same on all.
-        repeats: Repeated augmentation (Hoffer et al., 2020; timm's ``RepeatAugSampler``): so many differently augmented
-            copies of an image in the same global batch, and so many times fewer images in an epoch of the same length.
+        length: Number of samples in the dataset.
+        batch_size: Number of samples in a batch of one rank.
+        seed: Seed of the order.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        shuffle: Whether to draw a new order in each epoch, instead of using the dataset's order.
+        drop_last: Whether to leave out the samples that do not fill a batch on every rank. Otherwise no sample is left
+            out or repeated; some ranks may have smaller batches, but all have the same number of them.
+        repeats: Number of differently augmented copies of an image in the same global batch (repeated augmentation,
+            Hoffer et al., 2020; timm's ``RepeatAugSampler``). The length of an epoch does not change, so that it has
+            that many times fewer images.
 
     Raises:
-        ValueError: There are fewer samples than one for each rank, or than one batch with ``drop_last``.
+        ValueError: There are not enough samples for one on each rank or, with ``drop_last``, for one batch.
     """
 
     def __init__(
@@ -93,35 +94,35 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         self.rank, self.world_size = rank, world_size
         self.shuffle, self.drop_last, self.repeats = shuffle, drop_last, repeats
         self.epoch = self.first = 0
-        self.same_order = False  # each epoch has the order of the first
+        self.same_order = False  # whether each epoch has the order of the first one
 
     @property
     def sampler(self) -> "ResumableBatchSampler":
-        """Where Lightning looks for ``set_epoch``."""
+        """The sampler itself; Lightning looks for ``set_epoch`` here."""
         return self
 
     def start(self, epoch: int, batch: int = 0) -> None:
-        """Begin ``epoch`` with its batch number ``batch``; the epochs after it begin with their first."""
+        """Begin ``epoch`` with its batch number ``batch``; later epochs begin with their first batch."""
         self.epoch, self.first = epoch, batch
 
     def begin_with(self, trainer: Trainer) -> None:
-        """Begin where the trainer stands. With ``overfit_batches`` each epoch is to have the same batches."""
+        """Begin at the trainer's position; with ``overfit_batches``, use the same batches in each epoch."""
         self.start(*position(trainer))
         self.same_order = bool(getattr(trainer, "overfit_batches", 0))
 
     def set_epoch(self, epoch: int) -> None:
-        """Go on with ``epoch``; from its beginning, unless :meth:`start` has named another place in it."""
+        """Continue with ``epoch``, at its beginning unless :meth:`start` has set another batch in it."""
         if epoch != self.epoch:
             self.start(epoch)
 
     def __len__(self) -> int:
-        """Batches in a whole epoch of one rank."""
+        """Return the number of batches in a whole epoch of one rank."""
         if self.drop_last:
             return self.length // (self.batch_size * self.world_size)
         return -(-self.length // (self.batch_size * self.world_size))
 
     def order(self, epoch: int) -> Sequence[int]:
-        """The samples in the order of an epoch, all ranks' together: each global batch takes as many as it holds."""
+        """Return the samples of all ranks in the order of an epoch, from which global batches are taken in turn."""
         if not self.shuffle:
             return range(self.length)
         order: list[int] = np.random.default_rng((self.seed, epoch)).permutation(self.length).tolist()
@@ -133,9 +134,9 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
 
     def _batches(self, epoch: int, first: int) -> Iterator[list[SampleKey]]:
         order = self.order(0 if self.same_order else epoch)
-        places = range(self.rank, self.length, self.world_size)  # of this rank, in the order of the epoch
+        places = range(self.rank, self.length, self.world_size)  # this rank's places in the order of the epoch
         count = len(self)
-        # Other ranks may have a sample more, and a batch more for it: then ours are spread over as many batches.
+        # Other ranks may need one more batch for one more sample; this rank's samples are then spread over as many.
         spread = not self.drop_last and len(places) <= (count - 1) * self.batch_size
         for batch in range(first, count):
             if spread:
@@ -146,10 +147,14 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """A map-style dataset, indexed by :class:`SampleKey`, whose random draws depend on the key alone.
+    """A map-style dataset, indexed by :class:`SampleKey`, whose random draws depend only on the seed and the key.
 
-    The global generators are not put back, which would cost more than seeding them: :class:`SeededSteps` sees to the
-    model's draws where samples are loaded in the main process.
+    The state of the global generators is not restored, because that would take longer than seeding them. Where samples
+    are loaded in the main process, :class:`SeededSteps` seeds them again for the model.
+
+    Args:
+        dataset: The dataset, indexed by the numbers of its samples.
+        seed: The run's seed.
     """
 
     def __init__(self, dataset: Sequence[Any] | Dataset[Any], seed: int) -> None:
@@ -159,14 +164,14 @@ class SeededDataset(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, key: SampleKey) -> Any:
-        # Not torch.manual_seed, which seeds all devices and takes a hundred times as long.
+        # torch.manual_seed would seed all devices and take a hundred times as long.
         torch.default_generator.manual_seed(seed_from(self.seed, *key))
         return self.dataset[key.sample]
 
 
 class SeededSteps(Callback):
-    """Seeds what a training step draws (Mixup, drop path, dropout) from the run's seed, the rank, epoch and batch."""
+    """Seeds each training step (Mixup, drop path, dropout) with the run's seed, the rank, the epoch and the batch."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Called after the batch has been loaded, before the step."""
+        """Seed the generators after the batch has been loaded and before the step."""
         torch.manual_seed(seed_from(run_seed(), trainer.global_rank, current_epoch(trainer), batch_idx))

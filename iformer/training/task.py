@@ -1,4 +1,4 @@
-"""What the three tasks share: optimiser and schedule, the classes, the run's folder, export."""
+"""The base class of the tasks: optimiser and schedule, class names, result files and export."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from iformer.training.optimization import AdamWCosine, AdamWSteps
 
 
 def network_config(own: dict[str, Any], model_args: dict[str, Any] | None) -> dict[str, Any]:
-    """Return all arguments that build a task's network.
+    """Return all arguments from which a task's network is built.
 
     Args:
-        own: Those that are arguments of the task.
-        model_args: Further ones.
+        own: The network's arguments that are arguments of the task itself.
+        model_args: The task's ``model_args``, further arguments of the network.
 
     Raises:
-        ValueError: One of the task's is among the further ones.
+        ValueError: An argument of the task is among ``model_args``.
     """
     further = model_args or {}
     if double := sorted({*own, "pretrained", "pretrained_backbone"} & further.keys()):
@@ -31,7 +31,7 @@ def network_config(own: dict[str, Any], model_args: dict[str, Any] | None) -> di
 class Task(lightning.LightningModule):
     """Training and evaluation of a network; the base class of the tasks.
 
-    A task sets ``model``, ``num_classes`` and ``optimization`` when it is made, and implements :meth:`build` and
+    The constructor of a task sets ``model``, ``num_classes`` and ``optimization``; a task implements :meth:`build` and
     :meth:`save`.
     """
 
@@ -49,7 +49,7 @@ class Task(lightning.LightningModule):
         raise NotImplementedError
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write ``model`` into ``folder`` as :mod:`iformer.models.saved` reads it.
+        """Write ``model`` into ``folder`` in the format that :mod:`iformer.models.saved` reads.
 
         Raises:
             OSError: The files could not be written.
@@ -57,10 +57,10 @@ class Task(lightning.LightningModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Compare the classes of data and model, and group the parameters while they are whole.
+        """Compare the classes of data and model, and group the parameters before they are sharded.
 
         Raises:
-            ValueError: The data has another number of classes than the model.
+            ValueError: The number of classes of the data differs from the model's.
         """
         names = self.of_data("class_names")
         if names is not None and len(names) != self.num_classes:
@@ -74,7 +74,7 @@ class Task(lightning.LightningModule):
 
         Args:
             folder: The run's folder.
-            state_dict: The task's, where the weights in memory are only a rank's share.
+            state_dict: The task's state dict, if the weights in memory are only one rank's shard.
 
         Raises:
             OSError: The files could not be written.
@@ -88,16 +88,19 @@ class Task(lightning.LightningModule):
 
     @property
     def class_names(self) -> list[str]:
-        """The names of the classes, "class 0" and so on where the data has none."""
+        """The names of the classes, or "class 0" and so on if the data has none."""
         names = self.of_data("class_names") or [f"class {index}" for index in range(self.num_classes)]
         return [str(name) for name in names]
 
     def of_data(self, name: str) -> Any:
-        """Return an attribute of the datamodule; None where there is none."""
+        """Return an attribute of the datamodule, or None if it does not exist."""
         return getattr(getattr(self.trainer, "datamodule", None), name, None)
 
     def keep_per_class(self, rows: list[dict[str, Any]]) -> None:
         """Keep a row of figures for each class; outside of training, write ``per_class.csv`` into the run's folder.
+
+        Args:
+            rows: The figures of each class by their names.
 
         Raises:
             OSError: The table could not be written.
@@ -107,7 +110,7 @@ class Task(lightning.LightningModule):
             self.write_table("per_class.csv", [[*rows[0]], *([*row.values()] for row in rows)])
 
     def write_confusion(self, matrix: Tensor) -> None:
-        """Write a confusion matrix ``(K, K)``, true classes in its rows, as ``confusion.csv`` into the run's folder.
+        """Write a confusion matrix ``(K, K)``, whose rows are true classes, to ``confusion.csv`` in the run's folder.
 
         Raises:
             OSError: The table could not be written.
@@ -129,12 +132,12 @@ class Task(lightning.LightningModule):
         """Return the optimiser and its schedule, see :mod:`iformer.training.optimization`.
 
         Raises:
-            ValueError: The learning rate is to be scaled by a batch size that the data does not tell.
+            ValueError: The learning rate depends on the batch size, but the datamodule has none.
         """
         batch_size = self.of_data("batch_size")
         if batch_size is None and self.optimization.base_batch is not None:
             raise ValueError(
-                "optimization.base_batch scales the learning rate by data.batch_size, which the data lacks"
+                "optimization.base_batch scales the learning rate by the batch size, but the data has no batch_size"
             )
         return self.optimization.configure(self.parameter_groups, self.trainer, batch_size or 0)
 
@@ -148,7 +151,7 @@ class Task(lightning.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient; its norm under FSDP too, where Lightning, not knowing the root module, refuses to."""
+        """Clip the gradient; under FSDP too, where Lightning refuses to clip its norm."""
         strategy: Any = self.trainer.strategy
         if isinstance(strategy.model, FullyShardedDataParallel) and gradient_clip_algorithm != "value":
             if gradient_clip_val:

@@ -1,4 +1,4 @@
-"""A user's mistakes in recipes, arguments and checkpoints, as errors of one line."""
+"""One-line errors for a user's mistakes in recipes, arguments and checkpoints."""
 
 import contextlib
 import dataclasses
@@ -18,33 +18,33 @@ from iformer.common.ranges import in_words
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """What Lightning and torch raise for a user's mistake, as a ValueError of one line; Ctrl-C as what it is."""
+    """Turn Lightning's and torch's errors for a user's mistake into a ValueError of one line, and keep Ctrl-C."""
     try:
         yield
     except MisconfigurationException as error:
         raise ValueError(" ".join(str(error).split())) from error
     except pickle.UnpicklingError as error:
-        raise ValueError("the checkpoint is not one, or holds more than weights and plain values") from error
+        raise ValueError("the file is not a checkpoint, or holds more than weights and plain values") from error
     except RuntimeError as error:
         first, _, rest = str(error).partition("\n")
         if not first.startswith("Error(s) in loading state_dict"):
             raise
         raise ValueError(f"the checkpoint does not fit the model: {rest.strip().splitlines()[0].strip()}") from error
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning ends with status 1
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning exits with status 1 on Ctrl-C
             raise KeyboardInterrupt from end
         raise
 
 
 def explain(message: str, known: Sequence[str]) -> str:
-    """Return what jsonargparse says in many lines in one: the key and what is wrong with it.
+    """Return jsonargparse's message of many lines as one line: the key and what is wrong with it.
 
-    jsonargparse raises the same exception with other prose for every mistake, and has no other account of it.
-    ``tests/training/test_ranges.py`` and ``test_recipes.py`` fail when its words change.
+    jsonargparse raises the same exception for every mistake and describes the mistake only in its message.
+    ``tests/training/test_ranges.py`` and ``test_recipes.py`` fail when the wording changes.
 
     Args:
         message: The message of jsonargparse's exception.
-        known: Keys that exist outside of the classes that ``message`` names.
+        known: The known keys, without the arguments of the classes that ``message`` names.
     """
     message = re.sub(r"\s+", " ", message)
     unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: )(?:--)?([\w.+-]+)", message)
@@ -53,7 +53,7 @@ def explain(message: str, known: Sequence[str]) -> str:
             *known,
             *(name for path in re.findall(r"class_path '([\w.]+)'", message) for name in _parameters(path)),
         ]
-        # By its last part too: a nested class is not told where it stands.
+        # Keys are compared by their last part too, because the message does not say where a nested class stands.
         parts = {name.rpartition(".")[2]: name for name in names} | {name: name for name in names}
         near = difflib.get_close_matches(unknown[1], parts, n=1, cutoff=0.6)
         return f"unknown key {unknown[1]}{f', did you mean {parts[near[0]]}?' if near else ' (see --help)'}"
@@ -74,7 +74,7 @@ def explain(message: str, known: Sequence[str]) -> str:
 
 
 def _parameters(path: str) -> list[str]:
-    """Arguments of the class or function ``path``, and the fields of those that are data classes."""
+    """Return the arguments of the class or function ``path``, and the fields of those that are dataclasses."""
     names = []
     for name, parameter in inspect.signature(resolve_name(path)).parameters.items():
         names.append(name)
@@ -84,7 +84,7 @@ def _parameters(path: str) -> list[str]:
 
 
 def require_data(value: Any, key: str) -> None:
-    """Raise ValueError where a dictionary below ``key``, ``model_args`` say, names a class, which would be made."""
+    """Raise ValueError if a dictionary below ``key``, such as ``model_args``, names a class to be instantiated."""
     if isinstance(value, Mapping | Namespace):
         items = vars(value) if isinstance(value, Namespace) else value
         if "class_path" in items:

@@ -108,7 +108,7 @@ def test_what_is_taken_runs(policy: str) -> None:
 @pytest.mark.parametrize(
     ("policy", "wrong"),
     [
-        ("rand-foo", "'foo' is no setting of rand, expected settings such as m9,"),
+        ("rand-foo", "'foo' is not a setting of rand, expected settings such as m9,"),
         ("rand-m99x", "'m99x' is no"),
         ("rand-m9-mstd", "'mstd' is no"),
         ("rand-m9.5", "'m9.5' is no"),
@@ -120,10 +120,10 @@ def test_what_is_taken_runs(policy: str) -> None:
         ("rand-n20-tweights", "'n20' is no"),
         ("rand-twaights", "'twaights' is no"),
         ("rand-m9-mstd0.5-inc1-w0", "'w0' is no"),  # which timm had once
-        ("rand-m9-inc1-m5", "'m5' is set before"),
-        ("augmix-foo", "'foo' is no setting of augmix"),
-        ("augmix-w0", "'w0' is no setting of augmix"),
-        ("original-m5", "'m5' is no setting of original, expected settings such as mstd0.5"),
+        ("rand-m9-inc1-m5", "'m5' repeats a setting"),
+        ("augmix-foo", "'foo' is not a setting of augmix"),
+        ("augmix-w0", "'w0' is not a setting of augmix"),
+        ("original-m5", "'m5' is not a setting of original, expected settings such as mstd0.5"),
         ("randaug", "expected rand, augmix, original,"),
         ("Rand-m9", "expected rand,"),
         ("random", "expected rand,"),

@@ -363,7 +363,7 @@ class TestClasses:
 
     def test_one_class(self, tmp_path: Path) -> None:
         write_classes(tmp_path / "set", 3, ("red",))
-        with pytest.raises(ValueError, match=r"set: 1 class, expected two at least"):
+        with pytest.raises(ValueError, match=r"set: 1 class, expected at least two"):
             opened(root=str(tmp_path / "set"))
 
     def test_an_image_outside_of_the_classes(self, folder: Path) -> None:
@@ -426,7 +426,7 @@ class TestClasses:
         [
             ("red green blue black", r"names\.txt: black without images in .*train"),
             ("red green", r"split train: blue not among the 2 classes of .*names\.txt"),
-            ("red red blue", r"names\.txt: 3 class names, 2 of them different"),
+            ("red red blue", r"names\.txt: 3 class names, 2 of them distinct"),
         ],
     )
     def test_a_class_file_that_does_not_fit(self, folder: Path, tmp_path: Path, names: str, message: str) -> None:

@@ -85,7 +85,7 @@ def test_same_names_get_pictures_of_their_own_and_bad_files_are_passed_over(
     [
         ({"class_names": ["car", "train"]}, "differ in number"),
         ({"network": {**CONFIG["network"], "num_classes": 5}}, "differ in number"),
-        ({"network": {**CONFIG["network"], "channels": 8}}, "weights and config.json do not fit"),
+        ({"network": {**CONFIG["network"], "channels": 8}}, "the weights do not fit config.json"),
         (
             {"network": {"architecture": "mask_rcnn", "backbone": "iformer_nano", "num_classes": 3, "no_such": 1}},
             "no no_such",

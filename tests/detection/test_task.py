@@ -10,7 +10,7 @@ import yaml
 
 from iformer.detection.data import CocoData
 from iformer.detection.task import DetectionTask
-from iformer.models import config as config_file
+from iformer.models import locations
 from iformer.training import checkpoints, recipes
 from iformer.training.launcher import run
 from tests.detection.conftest import MODEL
@@ -62,7 +62,7 @@ def test_run_logs_each_loss_and_ap_and_leaves_a_detector(recipe: Path, tmp_path:
         assert float(row["loss"]) == pytest.approx(sum(float(row[name]) for name in LOSSES[1:]), rel=1e-4)
     # Warm-up from a thousandth, then a tenth after the first epoch.
     assert [float(row["lr"]) for row in rows] == pytest.approx([1e-6, 5.005e-4, 1e-3, 1e-4, 1e-4, 1e-4])
-    _, config = config_file.find(tmp_path / "run")
+    _, config = locations.find(tmp_path / "run")
     assert (config["task"], config["class_names"]) == ("detection", ["car", "train", "zebra"])
     assert config["category_ids"] == [3, 7, 90]
     run("validate", ["--config", str(recipe), "--resume", "--verbose=false"])

@@ -194,15 +194,15 @@ def write(path: Path, state_dict: dict[str, Tensor]) -> Path:
     [
         (
             {"depths": (1, 1, 1, 1), "attention_heads": (1, 2, 2, 4)},
-            "it lacks 19 of its tensors, stages.2.blocks.1.norm1.weight",
+            "it lacks 19 of the model's tensors, such as stages.2.blocks.1.norm1.weight",
         ),
         (
             {"depths": (1, 1, 3, 1), "attention_heads": (1, 2, 2, 3, 3, 4)},
-            "it holds 19 tensors that the model has not, stages.2.blocks.2.norm1.weight",
+            "it has 19 tensors that the model lacks, such as stages.2.blocks.2.norm1.weight",
         ),
-        ({"dims": (16, 32, 64, 64)}, r"its stages.2.pos_embed is \(4, 4, 64\), the model's \(4, 4, 48\)"),
-        ({"attention_heads": (1, 2, 3, 3, 4)}, "its stages.2.blocks.0.mixer.conv_branch.fc.weight is"),
-        ({"layer_scales": (None,) * 4}, "it lacks 6 of its tensors, stages.2.blocks.0.layer_scale1.gamma first"),
+        ({"dims": (16, 32, 64, 64)}, r"its stages.2.pos_embed has shape \(4, 4, 64\), expected \(4, 4, 48\)"),
+        ({"attention_heads": (1, 2, 3, 3, 4)}, "its stages.2.blocks.0.mixer.conv_branch.fc.weight has shape"),
+        ({"layer_scales": (None,) * 4}, "it lacks 6 of the model's tensors, such as stages.2.blocks.0.layer_scale1"),
     ],
 )
 def test_weights_of_another_size(
@@ -216,7 +216,7 @@ def test_weights_of_another_size(
 
 
 def test_weights_of_another_preset(released_file: Path) -> None:
-    with pytest.raises(ValueError, match="not a checkpoint of this model: it lacks 220 of its tensors"):
+    with pytest.raises(ValueError, match="not a checkpoint of this model: it lacks 220 of the model's tensors"):
         from_file(released_file, "iformer_base")
     with pytest.raises(ValueError, match="not a checkpoint of this model"):
         from_file(released_file, "iformer_nano", num_classes=10)
@@ -224,7 +224,7 @@ def test_weights_of_another_preset(released_file: Path) -> None:
 
 def test_weights_of_another_network(tmp_path: Path) -> None:
     path = write(tmp_path / "resnet.pth", timm.create_model("test_resnet").state_dict())
-    with pytest.raises(ValueError, match=r"it lacks 371 of its tensors, stem.conv1.weight first"):
+    with pytest.raises(ValueError, match=r"it lacks 371 of the model's tensors, such as stem.conv1.weight"):
         from_file(path)
     with pytest.raises(ValueError, match="not a checkpoint of the iFormer release"):
         convert_official(path, tmp_path / "out.safetensors")

@@ -64,7 +64,7 @@ def test_weights_of_a_named_model(classifier: Path, tmp_path: Path) -> None:
         resolve("resnet18", classifier)
     with pytest.raises(ValueError, match="has weights of its own"):
         resolve(classifier, tmp_path / "ten.pth")
-    with pytest.raises(ValueError, match="iformer_nano: was never released with weights"):
+    with pytest.raises(ValueError, match="iformer_nano: no released weights for this model"):
         resolve("iformer_nano")
 
 
@@ -85,7 +85,7 @@ def test_files_of_the_release_tell_whose_they_are(
         assert model.class_names[285] == "Egyptian cat"
         assert torch.equal(model.network.head.fc.weight, released["head.weight"])
     torch.save(timm.create_model("iformer_nano").state_dict(), tmp_path / "nano.pth")
-    with pytest.raises(ValueError, match=r"nano\.pth: does not tell of which model; give the model's name"):
+    with pytest.raises(ValueError, match=r"nano\.pth: does not say which model it belongs to; give the model's name"):
         resolve(tmp_path / "nano.pth")
 
 

@@ -15,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from iformer.models import config as config_file
-from iformer.models import saved
+from iformer.models import locations, saved
 from iformer.models.backbone import create
 from iformer.models.released import convert_official
 
@@ -124,7 +123,8 @@ def test_a_file_without_the_models_weights_is_refused(tmp_path: Path) -> None:
     prefixed = {f"backbone.{key}": value for key, value in weights.items()}
     incomplete = {key: value for key, value in weights.items() if "layer4.1.conv2" not in key}
     file = tmp_path / "a.safetensors"
-    for state_dict, told in ((prefixed, r"\d+ of its tensors, conv1\.weight first"), (incomplete, "1 of its tensors")):
+    lacking = r"\d+ of the model's tensors, such as conv1\.weight", "1 of the model's tensors"
+    for state_dict, told in zip((prefixed, incomplete), lacking, strict=True):
         save_file(state_dict, file)
         for arguments in ({"features_only": True}, {"num_classes": 5}):
             with pytest.raises(ValueError, match=f"^{file}: not a checkpoint of resnet18: it lacks {told}") as error:
@@ -159,9 +159,8 @@ def test_the_classifier_of_a_file_is_kept_where_its_classes_are_those_asked_for(
             warnings.simplefilter("error")
             begun = create("iformer_nano", str(tmp_path / source), num_classes=classes)
         assert all(torch.equal(value, begun.state_dict()[key]) for key, value in model.state_dict().items())
-        with pytest.warns(
-            UserWarning, match=f"has a classifier of {classes} classes, so that the one of 3 begins anew"
-        ):
+        told = f"has a classifier of {classes} classes; the classifier of 3 classes is newly initialised"
+        with pytest.warns(UserWarning, match=told):
             begun = create("iformer_nano", str(tmp_path / source), num_classes=3)
         assert torch.equal(begun.stem.conv1.weight, model.stem.conv1.weight)
 
@@ -210,7 +209,7 @@ def test_name_or_model_decides_between_224_and_384(
 
 def test_a_conversion_that_could_be_either_asks(released_file: Path, tmp_path: Path) -> None:
     (tmp_path / "weights.pth").symlink_to(released_file)
-    with pytest.raises(ValueError, match=r"fit iformer_small and iformer_small_384 alike, .* --model"):
+    with pytest.raises(ValueError, match=r"fit both iformer_small and iformer_small_384, .* --model"):
         convert_official(tmp_path / "weights.pth", tmp_path / "out.safetensors")
     with pytest.raises(ValueError, match="fit iformer_small and iformer_small_384, not iformer_base"):
         convert_official(tmp_path / "weights.pth", tmp_path / "out.safetensors", "iformer_base")
@@ -256,12 +255,12 @@ def test_a_strangers_segmenter(change: dict[str, Any], named: str, tmp_path: Pat
     config = {"task": "segmentation", **SEGMENTER}
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert config_file.find(tmp_path)[1] == config
+    assert locations.find(tmp_path)[1] == config
     for key, value in change.items():
         config[key] = {**config[key], **value} if key == "network" else value
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json: .*{named}") as error:
-        config_file.find(tmp_path)
+        locations.find(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -279,11 +278,11 @@ def test_a_strangers_segmenter(change: dict[str, Any], named: str, tmp_path: Pat
 def test_a_strangers_detector(change: dict[str, Any], named: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text(json.dumps({"task": "detection", **DETECTOR}))
-    assert config_file.find(tmp_path)[1]["category_ids"] == [1, 5]
+    assert locations.find(tmp_path)[1]["category_ids"] == [1, 5]
     config = {"task": "detection", **DETECTOR, "network": {**DETECTOR["network"], **change}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=named):
-        config_file.find(tmp_path)
+        locations.find(tmp_path)
 
 
 @pytest.mark.parametrize(

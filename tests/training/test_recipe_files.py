@@ -39,7 +39,7 @@ def test_a_packaged_recipe_is_a_base_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "told"),
     [
-        ("mine.yaml", r"mine\.yaml: base is mine\.yaml, which begins from this recipe"),
+        ("mine.yaml", r"mine\.yaml: base is mine\.yaml, which is itself based on this recipe"),
         ("no/such", "no such file or recipe"),
         ("[1]", r"base is \[1\], expected the name or the file of a recipe"),
     ],

@@ -1,6 +1,7 @@
-"""What is in the folder of a run besides checkpoints, and what a run that goes on makes of it.
+"""The files in a run's folder besides checkpoints, and the checks and changes when a run is resumed.
 
-``metrics.csv``, a row each time something is logged; ``recipe.yaml``, every setting; ``run.lock`` while one trains.
+``metrics.csv`` has a row for each time that something is logged, ``recipe.yaml`` has every setting, and ``run.lock`` is
+there while a process trains.
 """
 
 import csv
@@ -22,20 +23,20 @@ from torch import Tensor
 from iformer.common.files import write_text, written
 
 LOCK = "run.lock"
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, a limit of the system's
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk or a quota is full, or a file exceeds the system's limit
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from training in ``folder``.
 
-    The lock is the system's, which gives it up with its process, however that ends and on whatever machine: a run that
-    was killed with its machine goes on elsewhere. The file says whose it is. Where the file system has no such locks
-    filelock goes by what the file says.
+    The operating system holds the lock and releases it when the process ends, in whatever way and on whatever machine,
+    so that a run whose machine failed can be resumed on another one. The file names the process. Where the file system
+    does not support locks, filelock relies on the file's contents.
 
     Raises:
-        ValueError: Another process trains there; names it.
-        OSError: The disk is full; names the folder where who writes does not name the file.
+        ValueError: Another process trains in the folder; the message names it.
+        OSError: The disk is full; the message names the folder if the failing writer did not name its file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
@@ -53,26 +54,26 @@ def locked(folder: Path) -> Iterator[None]:
             text.write(f"{os.getpid()}\n{platform.node()}\n")
         yield
     except OSError as error:
-        if error.filename is None and error.errno in FULL:  # so says TensorBoard's writer
+        if error.filename is None and error.errno in FULL:  # an error of TensorBoard's writer
             raise OSError(error.errno, error.strerror, str(folder)) from error
         raise
     finally:
-        file.unlink(missing_ok=True)  # before others can have the lock
+        file.unlink(missing_ok=True)  # while no other process can take the lock
         lock.release()
 
 
 def _owner(file: Path) -> list[str]:
     try:
         return file.read_text(errors="replace").split()
-    except FileNotFoundError:  # it has just ended
+    except FileNotFoundError:  # the process has just ended
         return []
 
 
 class MetricsLog(Logger):
-    """``metrics.csv``: what is logged, a row at a time, with the step and the epoch.
+    """Logger that writes ``metrics.csv``, with a row of metrics, step and epoch for each call.
 
-    Each row is written at once, and checkpoints hold how many there were. So the file of a run that was interrupted
-    and went on has the same rows as that of a run that was not.
+    Each row is written immediately, and checkpoints record the number of rows. A run that was interrupted and resumed
+    therefore has the same rows as a run that was not.
 
     Args:
         folder: The run's folder.
@@ -86,12 +87,12 @@ class MetricsLog(Logger):
 
     @property
     def name(self) -> str:
-        """Lightning's folder below ``save_dir``: none."""
+        """Lightning's folder below ``save_dir``, which is not used."""
         return ""
 
     @property
     def version(self) -> str:
-        """Lightning's folder below ``name``: none."""
+        """Lightning's folder below ``name``, which is not used."""
         return ""
 
     @property
@@ -100,14 +101,14 @@ class MetricsLog(Logger):
         return str(self.file.parent)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: ``recipe.yaml`` has them."""
+        """Do nothing, because ``recipe.yaml`` has the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Write a row.
+        """Write a row of metrics.
 
         Raises:
-            OSError: It could not be written; names the file.
+            OSError: The row could not be written; the message names the file.
         """
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         row["step"] = step
@@ -123,11 +124,11 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def keep(self, rows: int | None, step: int) -> None:
-        """Go on with the file of an earlier process.
+        """Continue the file of an earlier process.
 
         Args:
-            rows: How many of its rows to keep; None where the checkpoint does not say.
-            step: Then only those before this optimiser step.
+            rows: The number of rows to keep; None if the checkpoint does not state it.
+            step: The optimiser step before which rows are kept if ``rows`` is None.
         """
         if self.file.is_file():
             found = self._read()
@@ -146,10 +147,10 @@ class MetricsLog(Logger):
 
 
 class RunRecord(Callback):
-    """Keeps recipe, names of the classes and place in the log in the checkpoints, and the recipe in the run's folder.
+    """Saves the recipe, the class names and the length of the log in checkpoints, and the recipe in the run's folder.
 
-    At resumption it compares what the checkpoint says with what is now. Settings of the optimiser and the schedule are
-    those of now, not the checkpoint's; a message names the settings that have changed.
+    When a run is resumed, these are compared with the checkpoint's. The current settings of the optimiser and of the
+    schedule replace those of the checkpoint, and a message names the settings that have changed.
 
     Args:
         recipe: The recipe's name.
@@ -161,22 +162,21 @@ class RunRecord(Callback):
         self.resumed = False
         self.groups: list[list[dict[str, Any]]] = []
         self.log_rows: int | None = None
-        self.saved_groups: list[int] = []  # how many the checkpoint has, of each optimiser
+        self.saved_groups: list[int] = []  # the number of groups of each optimiser in the checkpoint
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add ``recipe``, ``settings`` (YAML), ``class_names``, ``global_batch`` and ``log_rows``."""
+        """Add ``recipe``, ``settings`` (YAML), ``class_names``, ``global_batch`` and ``log_rows`` to the checkpoint."""
         names = _class_names(trainer)
         checkpoint |= {"recipe": self.recipe, "settings": self.settings, "class_names": names}
         checkpoint["global_batch"] = _global_batch(trainer)
         checkpoint["log_rows"] = next((log.rows for log in trainer.loggers if isinstance(log, MetricsLog)), None)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Compare with the checkpoint.
+        """Compare the run with the checkpoint.
 
         Raises:
-            ValueError: The data's classes are not those of the checkpoint; or the schedule, whose rates and steps
-                belong to the global batch that training began with, would go wrong; or training has gone further than
-                it is to go.
+            ValueError: The data's classes are not those of the checkpoint; or the global batch differs, on which the
+                rates and steps of the schedule depend; or the checkpoint is already past the run's last epoch or step.
         """
         names, saved = _class_names(trainer), checkpoint.get("class_names")
         if names and saved and names != saved:
@@ -197,8 +197,8 @@ class RunRecord(Callback):
         for limit, reached in done.items():
             if reached > (getattr(trainer, limit) or -1) > 0:
                 raise ValueError(
-                    f"trainer.{limit} is {getattr(trainer, limit)}, expected {reached} or more to go on from a "
-                    "checkpoint that has come so far"
+                    f"trainer.{limit} is {getattr(trainer, limit)}, expected {reached} or more, "
+                    "which the checkpoint to resume from has already reached"
                 )
         if changed := _changes(checkpoint.get("settings", ""), self.settings):
             rank_zero_info(f"Going on with other settings than the checkpoint's: {'; '.join(changed)}")
@@ -208,11 +208,11 @@ class RunRecord(Callback):
         self.log_rows = checkpoint.get("log_rows")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``recipe.yaml``, and remember the optimiser's settings before the checkpoint's take their place.
+        """Write ``recipe.yaml``, and remember the optimiser's settings before the checkpoint's replace them.
 
         Raises:
-            OSError: ``recipe.yaml`` could not be written; names it.
-            ValueError: The checkpoint's state of the optimiser belongs to other groups of parameters.
+            OSError: ``recipe.yaml`` could not be written; the message names it.
+            ValueError: The optimiser's state in the checkpoint belongs to other groups of parameters.
         """
         self.groups = [
             [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -221,13 +221,13 @@ class RunRecord(Callback):
         if self.saved_groups and self.saved_groups != (found := [len(groups) for groups in self.groups]):
             raise ValueError(
                 f"the optimiser has {sum(found)} groups of parameters, expected the {sum(self.saved_groups)} of the "
-                "checkpoint to resume from: optimization.layer_decay cannot be set, or taken away, in between"
+                "checkpoint to resume from: optimization.layer_decay cannot be set or removed when resuming"
             )
         if trainer.is_global_zero:
             write_text(Path(trainer.default_root_dir, "recipe.yaml"), self.settings)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the log, and put the optimiser's settings and the learning rate to what they are now."""
+        """Continue the log, and restore the current settings of the optimiser and the learning rate."""
         if not self.resumed:
             return
         for log in trainer.loggers:
@@ -246,13 +246,13 @@ def _class_names(trainer: Trainer) -> list[str] | None:
 
 
 def _global_batch(trainer: Trainer) -> int | None:
-    """Images of an optimiser step, if the data tells."""
+    """Return the number of images in an optimiser step, or None if the datamodule has no batch size."""
     batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
     return None if batch_size is None else batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
 
 def _changes(before: str, now: str) -> list[str]:
-    """Return ``key before -> now`` of the settings of model, data and trainer that differ."""
+    """Return ``key before -> now`` for each setting of model, data and trainer that differs."""
     old, new = (_flat(yaml.safe_load(text) or {}) for text in (before, now))
     return [
         f"{key} {old[key]} -> {new[key]}"

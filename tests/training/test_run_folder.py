@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from iformer.classification.task import ClassificationTask
-from iformer.training import checkpoints, run_state
+from iformer.training import checkpoints, run_folder
 from iformer.training.launcher import run
 from tests.training.processes import start, wait_for
 from tests.training.tiny import log_of, recipe
@@ -168,16 +168,16 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     assert first.pid is not None
     os.killpg(first.pid, signal.SIGKILL)
     first.join()
-    assert (tmp_path / "run" / run_state.LOCK).exists()  # of a process that is no more
+    assert (tmp_path / "run" / run_folder.LOCK).exists()  # of a process that is no more
     step = int(checkpoints.newest(tmp_path / "run").stem.split("-")[1])
     run("fit", ["--config", str(file), "--resume", f"--trainer.max_epochs={step // 8 + 2}"])
-    assert not (tmp_path / "run" / run_state.LOCK).exists()
+    assert not (tmp_path / "run" / run_folder.LOCK).exists()
 
 
 def test_a_lock_of_another_machine_that_is_no_more_does_not_count(tmp_path: Path) -> None:
     """A run that was killed with its machine and queued again, on another one, has nobody to remove a file."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / run_state.LOCK).write_text("1\nnode-17\n")
+    (tmp_path / "run" / run_folder.LOCK).write_text("1\nnode-17\n")
     run("fit", ["--config", str(recipe(tmp_path, trainer__max_epochs=2))])
 
 
@@ -188,7 +188,7 @@ def test_loader_workers_that_outlive_a_killed_run_do_not_hold_its_lock(tmp_path:
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
     first.join()
-    with run_state.locked(tmp_path / "run"):
+    with run_folder.locked(tmp_path / "run"):
         pass
     os.killpg(first.pid, signal.SIGKILL)
 
@@ -267,5 +267,5 @@ def test_a_file_size_limit_while_a_checkpoint_is_written_is_told_as_what_it_is(t
 
 
 def test_a_full_disk_that_a_library_does_not_name_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=str(tmp_path)), run_state.locked(tmp_path):
+    with pytest.raises(OSError, match=str(tmp_path)), run_folder.locked(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

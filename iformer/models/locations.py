@@ -1,0 +1,56 @@
+"""Where a saved model is: its folder, one of the files in it, or a repository of the Hugging Face Hub."""
+
+from pathlib import Path
+from typing import Any
+
+from iformer.models import config
+
+HUB = "hf-hub:"
+"""The prefix of the name of a repository on the Hugging Face Hub, as in timm."""
+
+FILES = ("config.json", "model.safetensors")
+"""The files of a saved model."""
+
+
+def find(reference: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a saved model and the contents of its ``config.json``.
+
+    Args:
+        reference: The folder, or one of the two files in it; or ``hf-hub:USER/NAME``, which is taken from the cache of
+            the Hugging Face Hub or downloaded.
+
+    Returns:
+        The folder, and its configuration with the current keys, including the ``task``.
+
+    Raises:
+        FileNotFoundError: A file of the folder is missing.
+        OSError: The Hub could not be reached.
+        ValueError: ``reference`` is another kind of file, or ``config.json`` has a key or value that no saved network
+            has.
+    """
+    path = _fetched(str(reference)[len(HUB) :]) if str(reference).startswith(HUB) else Path(reference)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.is_file() and path.name not in FILES:
+        raise ValueError(f"{path}: expected the folder of a saved model, or its config.json or model.safetensors")
+    folder = path if path.is_dir() else path.parent
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name}: no such file (a saved model is a folder with config.json and model.safetensors)"
+            )
+    return folder, config.read(folder / "config.json")
+
+
+def _fetched(repository: str) -> Path:
+    """Return the folder in the Hub's cache that holds a repository's model, downloading it if necessary."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(FILES)))
+    except HFValidationError as error:
+        raise ValueError(f"{HUB}{repository}: expected {HUB}USER/NAME") from error
+    except Exception as error:  # errors of any kind: those of httpx, of the Hub and of the operating system
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OSError(f"{HUB}{repository}: could not be fetched ({reason}); give a local copy's folder") from error
