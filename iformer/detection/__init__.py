@@ -1,1 +1,1 @@
-"""Object detection and instance segmentation: Mask R-CNN (Table 3)."""
+"""Object detection and instance segmentation with Mask R-CNN (Table 3 of the paper)."""
