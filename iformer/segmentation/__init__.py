@@ -1,1 +1,1 @@
-"""Semantic segmentation: data, models and task."""
+"""Semantic segmentation with Semantic FPN (Table 4 of the paper) or UPerNet."""
