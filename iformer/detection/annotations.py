@@ -1,4 +1,4 @@
-"""COCO annotation files: images, boxes and masks, and the classes' names."""
+"""Reading of COCO annotation files: images, boxes, masks and the names of the classes."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from faster_coco_eval.core import mask as rle
 from torch import Tensor
 
 KEYS = ("images", "annotations", "categories")
-FLAGS: dict[Any, int] = {None: 0, 0: 0, 1: 1, "": 0, "0": 0, "1": 1, "false": 0, "true": 1}  # False is 0, and 0.0 too
+FLAGS: dict[Any, int] = {None: 0, 0: 0, 1: 1, "": 0, "0": 0, "1": 1, "false": 0, "true": 1}  # 0 matches False too
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,12 @@ class Annotations:
     """An annotation file in COCO's format.
 
     Attributes:
-        path: The file.
-        images: Its images, in its order: ``id``, ``file_name``, ``height``, ``width``...
-        objects: Annotations of each image, by its ``id``, as :func:`read` has cleaned them.
-        category_ids: Of the classes, ascending; label k of a detector, counted from 1, is ``category_ids[k - 1]``.
-        class_names: Of the classes, in the same order.
+        path: The path of the file.
+        images: The file's images in their order, each with ``id``, ``file_name``, ``height``, ``width`` and so on.
+        objects: The annotations of each image, by the image's ``id``, as cleaned by :func:`read`.
+        category_ids: The category ids in ascending order; a detector's label k, counted from 1, stands for
+            ``category_ids[k - 1]``.
+        class_names: The names of the classes, in the order of ``category_ids``.
     """
 
     path: Path
@@ -37,20 +38,25 @@ class Annotations:
     class_names: tuple[str, ...]
 
     def unlearnable(self) -> Counter[str]:
-        """How many annotations training cannot learn from, by the reason, as far as the file itself says."""
+        """Count the annotations that training cannot learn from, by reason, as far as the file itself shows."""
         reasons = (_unlearnable(item, image) for image in self.images for item in self.objects[image["id"]])
         return Counter(reason for reason in reasons if reason)
 
 
 def read(path: Path, limit: int | None = None) -> Annotations:
-    """Read an annotation file, or only what is about its first ``limit`` images.
+    """Read an annotation file, or only the part about its first ``limit`` images.
 
-    What is plainly meant is understood: ids as strings; ``iscrowd`` as a string, a boolean or null, and ``area`` null,
-    as if they were absent; polygons as lists of points, and a polygon outside of a list of polygons.
+    Common deviations from the format are accepted: ids may be strings; ``iscrowd`` may be a string, a boolean or null,
+    and ``area`` may be null, where null means the same as an absent key; a polygon may be a list of points, and a
+    single polygon need not stand in a list.
+
+    Args:
+        path: The path of the annotation file.
+        limit: The number of images to keep; None keeps all of them.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not in COCO's format, or contradicts itself; says where.
+        ValueError: The file is not in COCO's format, or contradicts itself. The message says where.
     """
     content = _parse(path)
     names = _names(content["categories"], path)
@@ -59,12 +65,12 @@ def read(path: Path, limit: int | None = None) -> Annotations:
         raise ValueError(f"{path}: {len(images)} images and {len(names)} categories, expected one or more of each")
     if len(images) < len(content["images"]):
         raise ValueError(
-            f"{path}: {len(content['images'])} images, but only {len(images)} ids, expected one of each image's own"
+            f"{path}: {len(content['images'])} images share {len(images)} ids, expected a different id for each image"
         )
     objects: dict[int | str, list[dict[str, Any]]] = {number: [] for number in images}
     boxes_in_pixels = polygons_in_pixels = False
     for place, annotation in enumerate(content["annotations"]):
-        content["annotations"][place] = None  # of a million polygons, those as lists go as those as arrays come
+        content["annotations"][place] = None  # frees the lists of a million polygons while their arrays are made
         try:
             item = _clean(annotation, names, images)
         except ValueError as error:
@@ -87,14 +93,14 @@ def read(path: Path, limit: int | None = None) -> Annotations:
 
 
 def _parse(path: Path) -> dict[str, list[Any]]:
-    """The file's lists.
+    """Return the lists of images, annotations and categories in an annotation file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: They are not there.
+        ValueError: The file does not hold these lists.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise ValueError(f"{path}: not a file (annotations in COCO's format)")
+    if path.exists() and not path.is_file():  # reading a pipe would wait forever
+        raise ValueError(f"{path}: not a file, expected annotations in COCO's format")
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -102,7 +108,7 @@ def _parse(path: Path) -> dict[str, list[Any]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not annotations in COCO's format ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: not annotations in COCO's format (no keys, expected {', '.join(KEYS)})")
+        raise ValueError(f"{path}: not annotations in COCO's format (not an object with the keys {', '.join(KEYS)})")
     for key in KEYS:
         if key not in content:
             raise ValueError(f"{path}: not annotations in COCO's format (no key '{key}')")
@@ -118,9 +124,9 @@ def _names(categories: list[Any], path: Path) -> dict[int, str]:
         entry = _entry(category, ("id", "name"), "category", path)
         number, name = _id(entry["id"]), entry["name"]
         if not isinstance(number, int) or not isinstance(name, str):
-            raise ValueError(f"{path}: a category has id {entry['id']!r} and name {name!r}, expected number and text")
+            raise ValueError(f"{path}: a category has id {entry['id']!r} and name {name!r}, expected a number and text")
         if names.setdefault(number, name) != name:
-            raise ValueError(f"{path}: category {number} has two names, {names[number]} and {name}")
+            raise ValueError(f"{path}: category {number} has two names, {names[number]} and {name}, expected one")
     return names
 
 
@@ -130,7 +136,7 @@ def _images(entries: list[Any], path: Path) -> dict[int | str, dict[str, Any]]:
         image = _entry(entry, ("id", "file_name", "width", "height"), "image", path)
         number, name, size = _id(image["id"]), image["file_name"], [image["width"], image["height"]]
         if number is None or not isinstance(name, str):
-            raise ValueError(f"{path}: an image has id {image['id']!r} and file_name {name!r}, expected id and text")
+            raise ValueError(f"{path}: an image has id {image['id']!r} and file_name {name!r}, expected an id and text")
         if not all(type(side) in (int, float) and 0 < side < math.inf for side in size):
             raise ValueError(f"{path}: {name} has width and height {size}, expected two numbers above 0")
         image["id"] = number
@@ -139,11 +145,9 @@ def _images(entries: list[Any], path: Path) -> dict[int | str, dict[str, Any]]:
 
 
 def _entry(entry: Any, keys: Sequence[str], kind: str, path: Path) -> dict[str, Any]:
-    """``entry``, if it has the keys."""
+    """Return ``entry`` if it is a dictionary with the given keys, and raise ValueError otherwise."""
     if not isinstance(entry, dict):
-        raise ValueError(
-            f"{path}: not annotations in COCO's format ({kind} {str(entry)[:40]}, expected keys and values)"
-        )
+        raise ValueError(f"{path}: not annotations in COCO's format ({kind} {str(entry)[:40]}, expected an object)")
     for key in keys:
         if key not in entry:
             name = entry.get("file_name", entry.get("name", entry.get("id")))
@@ -152,7 +156,11 @@ def _entry(entry: Any, keys: Sequence[str], kind: str, path: Path) -> dict[str, 
 
 
 def _id(value: Any) -> int | str | None:
-    """An id as it is compared: a whole number, also where it is written as text; other text; None for what is none."""
+    """Return an id in the form in which ids are compared.
+
+    A whole number becomes an int, even if it is written as text; other text is returned as it is, and None is returned
+    for a value that is no id.
+    """
     if type(value) is int:
         return value
     if type(value) is float and value.is_integer():
@@ -163,13 +171,13 @@ def _id(value: Any) -> int | str | None:
 
 
 def _clean(annotation: Any, names: dict[int, str], images: dict[int | str, dict[str, Any]]) -> dict[str, Any]:
-    """What of an annotation is used, each value of one type.
+    """Return the used entries of an annotation, each converted to a single type.
 
     Raises:
-        ValueError: It cannot be used; says why.
+        ValueError: The annotation cannot be used. The message says why.
     """
     if not isinstance(annotation, dict):
-        raise ValueError(f"an annotation is {str(annotation)[:40]}, expected keys and values")
+        raise ValueError(f"is {str(annotation)[:40]}, expected an object with keys and values")
     category, number = _id(annotation.get("category_id")), _id(annotation.get("image_id"))
     if category not in names:
         raise ValueError(f"has category_id {annotation.get('category_id')}, which is not among the categories")
@@ -179,7 +187,7 @@ def _clean(annotation: Any, names: dict[int, str], images: dict[int | str, dict[
     if not isinstance(box, list) or [type(value) in (int, float) for value in box] != [True] * 4:
         raise ValueError("has no bbox of four numbers")
     if not math.isfinite(sum(box)) or box[2] < 0 or box[3] < 0:
-        raise ValueError(f"has bbox {box}, expected left, top, and a width and height that are not negative")
+        raise ValueError(f"has bbox {box}, expected left, top, and a width and height of 0 or more")
     if not annotation.get("segmentation"):
         raise ValueError("has no segmentation, which Mask R-CNN learns from")
     crowd, area = annotation.get("iscrowd"), annotation.get("area")
@@ -187,42 +195,42 @@ def _clean(annotation: Any, names: dict[int, str], images: dict[int | str, dict[
     if isinstance(flag, (list, dict)) or flag not in FLAGS:
         raise ValueError(f"has iscrowd {str(crowd)[:40]}, expected 0 or 1")
     if area is not None and (type(area) not in (int, float) or not 0 <= area < math.inf):
-        raise ValueError(f"has area {str(area)[:40]}, expected a number of pixels, or none")
+        raise ValueError(f"has area {str(area)[:40]}, expected a number of pixels, or null")
     image = images[number]
     try:
         outlines = _outlines(annotation["segmentation"], [image["height"], image["width"]])
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"has a segmentation that is none ({error})") from None
+        raise ValueError(f"has an unreadable segmentation ({error})") from None
     return {
         "id": annotation.get("id"),
         "image_id": number,
         "category_id": category,
         "bbox": box,
         "iscrowd": FLAGS[flag],
-        "area": area or 0,  # for which evaluation counts the mask's pixels
+        "area": area or 0,  # where it is 0, evaluation counts the pixels of the mask
         "segmentation": outlines,
     }
 
 
 def _outlines(segmentation: Any, size: list[int]) -> Any:
-    """Run lengths as they are, or polygons as arrays x, y, x, y... without those of fewer than three points.
+    """Return run lengths unchanged, or polygons as arrays x, y, x, y... without those of fewer than three points.
 
     Raises:
-        TypeError, ValueError, OverflowError: They are neither.
+        TypeError, ValueError, OverflowError: The segmentation is neither of the two.
     """
     if isinstance(segmentation, dict):
         counts = segmentation.get("counts")
         if list(segmentation.get("size", ())) != size:
-            raise ValueError(f"run lengths of {segmentation.get('size')} pixels, expected {size}")
+            raise ValueError(f"run lengths for {segmentation.get('size')} pixels, expected {size}")
         if isinstance(counts, list) and (min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]):
-            raise ValueError(f"decoded {sum(counts)} pixels, expected {size[0] * size[1]} and no negative counts")
+            raise ValueError(f"run lengths add up to {sum(counts)}, expected {size[0] * size[1]} and none negative")
         if not isinstance(counts, (list, str)):
-            raise ValueError("no counts")
+            raise ValueError("run lengths have no counts")
         return segmentation
     if not isinstance(segmentation, list):
         raise ValueError("expected polygons or run lengths")
     if not isinstance(segmentation[0], list) or all(_is_point(part) for part in segmentation):
-        segmentation = [segmentation]  # the one polygon by itself
+        segmentation = [segmentation]  # a single polygon that does not stand in a list
     outlines = []
     for polygon in segmentation:
         points = isinstance(polygon, list) and bool(polygon) and isinstance(polygon[0], list)
@@ -241,7 +249,7 @@ def _is_point(part: Any) -> bool:
 
 
 def _unlearnable(item: dict[str, Any], image: dict[str, Any]) -> str | None:
-    """Why training learns nothing from an annotation, if so."""
+    """Return the reason why training cannot learn from an annotation, or None if it can."""
     if item["iscrowd"]:
         return "crowd regions (iscrowd 1)"
     left, top, width, height = item["bbox"]
@@ -254,14 +262,19 @@ def _unlearnable(item: dict[str, Any], image: dict[str, Any]) -> str | None:
 
 
 def targets(objects: Sequence[dict[str, Any]], category_ids: Sequence[int], size: tuple[int, int]) -> dict[str, Tensor]:
-    """What an image of ``size`` (height, width) shows, n objects.
+    """Return the n objects of an image as a detector's target.
+
+    Args:
+        objects: The annotations of the image, as cleaned by :func:`read`.
+        category_ids: The category ids in ascending order, from which the labels are counted.
+        size: The height and width of the image in pixels.
 
     Returns:
-        ``boxes`` ``(n, 4)`` as corners, ``labels`` ``(n,)`` from 1, ``masks`` ``(n, H, W)`` of 0 and 1, and ``iscrowd``
-        and ``area`` ``(n,)``, which evaluation asks for.
+        ``boxes`` ``(n, 4)`` as corners in pixels, ``labels`` ``(n,)`` counted from 1, ``masks`` ``(n, H, W)`` of 0
+        and 1, and ``iscrowd`` and ``area`` ``(n,)``, which evaluation needs.
 
     Raises:
-        ValueError: A segmentation is none; names the annotation.
+        ValueError: A segmentation cannot be decoded. The message names the annotation.
     """
     labels = {category: label for label, category in enumerate(category_ids, start=1)}
     boxes = torch.tensor([item["bbox"] for item in objects], dtype=torch.float32).reshape(-1, 4)
@@ -279,20 +292,24 @@ def targets(objects: Sequence[dict[str, Any]], category_ids: Sequence[int], size
 def _mask(annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     try:
         return decode(annotation["segmentation"], size)
-    except Exception as error:  # the decoder raises whatever it stumbles over
-        raise ValueError(f"annotation {annotation.get('id')} has a segmentation that is none ({error})") from error
+    except Exception as error:  # the decoder raises exceptions of many kinds
+        raise ValueError(f"annotation {annotation.get('id')} has an unreadable segmentation ({error})") from error
 
 
 def decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """A mask ``(H, W)`` of 0 and 1 from polygons, or from run lengths, compressed or not.
+    """Return the mask ``(H, W)`` of 0 and 1 that polygons or run lengths, compressed or not, describe.
+
+    Args:
+        segmentation: The polygons or run lengths, in COCO's format.
+        size: The height and width of the image in pixels.
 
     Raises:
-        ValueError: The run lengths are those of an image of another size.
+        ValueError: The run lengths belong to an image of another size.
     """
     height, width = size
     if isinstance(segmentation, dict):
         if list(segmentation["size"]) != [height, width]:
-            raise ValueError(f"run lengths of {segmentation['size']} pixels, expected {[height, width]}")
+            raise ValueError(f"run lengths for {segmentation['size']} pixels, expected {[height, width]}")
         compressed = not isinstance(segmentation["counts"], list)
         encoded = segmentation if compressed else rle.frPyObjects(segmentation, height, width)
     else:

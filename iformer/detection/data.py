@@ -1,4 +1,4 @@
-"""The datamodule of detection: images with annotations in COCO's format, joint transforms, batches by aspect ratio."""
+"""The datamodule for detection: COCO annotations, joint transforms and batches grouped by aspect ratio."""
 
 import logging
 from collections.abc import Sequence
@@ -17,35 +17,35 @@ from iformer.training.resumable import ResumableBatchSampler, run_seed
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 
-MUCH = 0.05  # of the annotations: where training learns nothing from more of them, it says so
+MUCH = 0.05  # a warning is logged if training leaves out more than this share of the annotations
 
 logger = logging.getLogger(__name__)
 
 
 class CocoData(DataModule):
-    """Images with annotations in COCO's format.
+    """A datamodule of images with annotations in COCO's format.
 
-    Batches are N images ``(3, H, W)`` of their own size with values from 0 to 1, and N targets, see
-    :func:`iformer.detection.annotations.targets`: the detector resizes and normalises. Training learns nothing from
-    crowd regions, from boxes narrower than a pixel and from empty masks; evaluation takes the annotations as they
-    stand, and ignores what is found in crowd regions. Images without annotations are background. An image is turned
-    upright where only that makes it of the annotated size.
+    A batch consists of N images ``(3, H, W)``, each of its own size and with values from 0 to 1, and of N targets, see
+    :func:`iformer.detection.annotations.targets`. The detector itself resizes and normalises the images. Training
+    leaves out crowd regions, boxes narrower than a pixel and empty masks. Evaluation uses the annotations as they are,
+    and ignores detections in crowd regions. Images without annotations serve as background. An image is turned upright
+    if it has the annotated size only then.
 
     Args:
-        root: Folder that the other paths begin from.
-        train_images: Folder of the training images.
-        train_annotations: Their annotation file.
-        val_images: Folder of the validation images.
-        val_annotations: Their annotation file.
-        limit: Use only so many of the first images of each file.
-        batch_size: Images of a training batch, on each device.
-        eval_batch_size: Images of an evaluation batch, on each device; None for ``batch_size``.
-        num_workers: Processes that load images, for each device.
-        pin_memory: Load into page-locked memory, where there is a GPU.
-        hflip: Probability of a horizontal flip.
+        root: The folder to which the other paths are relative.
+        train_images: The folder of the training images.
+        train_annotations: The annotation file of the training images.
+        val_images: The folder of the validation images.
+        val_annotations: The annotation file of the validation images.
+        limit: The number of images to use from the start of each file; None uses all of them.
+        batch_size: The number of images in a training batch, on each device.
+        eval_batch_size: The number of images in an evaluation batch, on each device; None means ``batch_size``.
+        num_workers: The number of processes that load images, for each device.
+        pin_memory: Whether to load batches into page-locked memory if there is a GPU.
+        hflip: The probability of a horizontal flip.
 
     Raises:
-        ValueError: An argument is out of range. :meth:`setup` raises it where the files are not as described.
+        ValueError: An argument is out of range. :meth:`setup` raises it if the files are not as described.
     """
 
     @checked
@@ -72,12 +72,12 @@ class CocoData(DataModule):
         self._splits: dict[str, CocoImages] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the annotations that ``stage`` (fit, validate, test; None for all) needs.
+        """Read the annotations that ``stage`` needs: fit, validate or test, or None for all of them.
 
         Raises:
-            FileNotFoundError: There is no such annotation file, or folder of images.
-            ValueError: A file is not in COCO's format, or training and validation differ in their classes, or there is
-                nothing to learn from.
+            FileNotFoundError: An annotation file or a folder of images does not exist.
+            ValueError: A file is not in COCO's format, training and validation differ in their classes, or training
+                would have nothing to learn from.
         """
         self._splits = {"val": self._open("val")}
         if stage in (None, "fit"):
@@ -85,7 +85,7 @@ class CocoData(DataModule):
             train, val = (self._splits[split].annotations for split in ("train", "val"))
             if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
                 odd = sorted(set(train.class_names) ^ set(val.class_names)) or ["their ids"]
-                raise ValueError(f"{val.path}: its classes are not those of {train.path}: {', '.join(odd[:5])} differ")
+                raise ValueError(f"{val.path}: the classes differ from those of {train.path}: {', '.join(odd[:5])}")
             _require_learnable(train)
         annotations = self._splits["val"].annotations
         self.class_names, self.category_ids = annotations.class_names, annotations.category_ids
@@ -94,20 +94,20 @@ class CocoData(DataModule):
         root = Path(self.settings.root)
         folder = root / self.settings[f"{split}_images"]
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder (images)")
+            raise FileNotFoundError(f"{folder}: no such folder of images")
         annotations = read(root / self.settings[f"{split}_annotations"], self.settings.limit)
         return CocoImages(folder, annotations, split == "train", self.settings.hflip)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented batches; from where the trainer stands."""
+        """Return shuffled, augmented batches, starting from the trainer's position in the epoch."""
         return self._loader("train", self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        """Every validation image once."""
+        """Return batches of the validation images, each image once."""
         return self._loader("val", self.settings.eval_batch_size or self.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        """The validation images: COCO's test annotations are not public."""
+        """Return the validation batches, because COCO's test annotations are not public."""
         return self.val_dataloader()
 
     def _loader(self, split: str, batch_size: int) -> DataLoader:
@@ -120,15 +120,15 @@ class CocoData(DataModule):
 
 
 def _require_learnable(annotations: Annotations) -> None:
-    """Say how many annotations training learns nothing from, if they are many.
+    """Warn if training leaves out many of the annotations.
 
     Raises:
-        ValueError: They are all.
+        ValueError: There are no annotations, or training leaves out all of them.
     """
     path, images = annotations.path, f"{len(annotations.images)} images"
     total = sum(len(annotations.objects[image["id"]]) for image in annotations.images)
     if not total:
-        raise ValueError(f"{path}: nothing to learn from, no annotations of its {images}")
+        raise ValueError(f"{path}: nothing to learn from, its {images} have no annotations")
     reasons = annotations.unlearnable()
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     if reasons.total() == total:
@@ -138,13 +138,13 @@ def _require_learnable(annotations: Annotations) -> None:
 
 
 class CocoImages(Dataset[Sample]):
-    """Images and targets of an annotation file.
+    """A dataset of the images and targets of an annotation file.
 
     Args:
-        folder: Of the images.
-        annotations: About them.
-        training: Flip at random, and leave out what nothing can be learnt from.
-        hflip: Probability of a horizontal flip, in training.
+        folder: The folder of the images.
+        annotations: The annotations of the images.
+        training: Whether to flip images at random and to leave out annotations that training cannot learn from.
+        hflip: The probability of a horizontal flip in training.
     """
 
     def __init__(self, folder: Path, annotations: Annotations, training: bool, hflip: float) -> None:
@@ -156,21 +156,21 @@ class CocoImages(Dataset[Sample]):
         return len(self.annotations.images)
 
     def wide(self) -> list[bool]:
-        """For each image whether it is wider than high."""
+        """Return for each image whether it is wider than it is high."""
         return [image["width"] > image["height"] for image in self.annotations.images]
 
     def __getitem__(self, index: int) -> Sample:
-        """Image ``(3, H, W)`` with values from 0 to 1, and target.
+        """Return an image ``(3, H, W)`` with values from 0 to 1, and its target.
 
         Raises:
-            UnreadableImageError: The file is missing or damaged, or its size is not the annotated one, neither as it is
-                stored nor upright, or a mask is damaged.
+            UnreadableImageError: The file is missing or damaged, it has the annotated size neither as it is stored nor
+                upright, or a mask is damaged.
         """
         entry = self.annotations.images[index]
         path = self.folder / entry["file_name"]
         try:
             image = read_image(path, upright=False)
-            if image.size != (entry["width"], entry["height"]):  # annotated as a viewer shows it, turned upright
+            if image.size != (entry["width"], entry["height"]):  # perhaps it was annotated upright, as viewers show it
                 stored, image = image, read_image(path)
                 image = image if image.size == (entry["width"], entry["height"]) else stored
         except FileNotFoundError as error:
@@ -186,7 +186,7 @@ class CocoImages(Dataset[Sample]):
             objects = [item for item in objects if not item.get("iscrowd")]
         try:
             target = targets(objects, self.annotations.category_ids, size)
-        except ValueError as error:  # of one line also where a worker raised it
+        except ValueError as error:  # this type keeps to one line even if a worker raises it
             raise UnreadableImageError(f"{self.annotations.path}: {error}") from None
         if self.training:
             seen = target["masks"].flatten(1).any(1).bool()
@@ -199,18 +199,18 @@ class CocoImages(Dataset[Sample]):
 
 
 class AspectBatchSampler(ResumableBatchSampler):
-    """Global batches of images that are all wide or all high, so that little of a batch is padding.
+    """A sampler of global batches whose images are all wide or all high, so that little of a batch is padding.
 
-    An epoch's batches are cut from its permutation as they fill up, wide and high ones apart; what fills none in the
-    end makes mixed ones. So as many images are left out as without the grouping, and the order remains a function of
-    seed and epoch.
+    The samples of an epoch's permutation are collected in two groups, wide and high, and each group gives a batch as
+    soon as it has enough samples. The samples that remain at the end form mixed batches. Grouping thus leaves out no
+    more images than usual, and the order remains a function of the seed and the epoch.
 
     Args:
-        wide: Whether each sample is wider than high.
-        batch_size: Samples in a batch of one rank.
-        seed: Of the order.
-        rank: This process.
-        world_size: All processes.
+        wide: Whether each sample is wider than it is high.
+        batch_size: The number of samples in a batch of one rank.
+        seed: The seed of the order.
+        rank: The number of this process.
+        world_size: The number of processes.
     """
 
     def __init__(self, wide: Sequence[bool], batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -218,7 +218,7 @@ class AspectBatchSampler(ResumableBatchSampler):
         self.wide = wide
 
     def order(self, epoch: int) -> list[int]:
-        """See :meth:`ResumableBatchSampler.order`."""
+        """Return the order of the samples in ``epoch``; see :meth:`ResumableBatchSampler.order`."""
         whole = self.batch_size * self.world_size
         full: list[int] = []
         filling: dict[bool, list[int]] = {True: [], False: []}
@@ -232,5 +232,8 @@ class AspectBatchSampler(ResumableBatchSampler):
 
 
 def collate(samples: Sequence[Sample]) -> tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]:
-    """Images and targets, each apart; none where the other ranks have an image more, see ResumableBatchSampler."""
+    """Return the images and the targets of a batch.
+
+    The batch is empty if the other ranks have one more image; see :class:`ResumableBatchSampler`.
+    """
     return tuple(image for image, _ in samples), tuple(target for _, target in samples)

@@ -1,4 +1,4 @@
-"""COCO's average precision."""
+"""COCO's average precision of boxes and masks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,17 +18,18 @@ SUMMARY |= {f"ap_{size}": f"map_{size}" for size in ("small", "medium", "large")
 
 
 class AveragePrecision(MeanAveragePrecision):
-    """AP of boxes and masks, with at most 100 detections in an image, as ``pycocotools`` computes it.
+    """The average precision (AP) of boxes and masks as ``pycocotools`` computes it.
 
-    ``update`` takes the detector's outputs and the targets of :mod:`iformer.detection.annotations`, in pixels of the
-    images as they are stored. Each rank may have seen another number of images.
+    At most 100 detections in an image count. :meth:`update` takes the detector's outputs and the targets of
+    :mod:`iformer.detection.annotations`, both in pixels of the stored images. The ranks may have seen different numbers
+    of images.
     """
 
     def __init__(self) -> None:
         super().__init__(
             iou_type=("bbox", "segm"),
-            # In double precision, as the reference has them: torchmetrics' own are rounded to single, which moves the
-            # AP of a few hundred objects by 0.001, where a recall falls on a threshold.
+            # In double precision, as in the reference. torchmetrics rounds its defaults to single precision, which
+            # changes the AP of a few hundred objects by 0.001 if a recall falls on a threshold.
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
             rec_thresholds=np.linspace(0, 1, 101).tolist(),
             backend="faster_coco_eval",
@@ -37,9 +38,14 @@ class AveragePrecision(MeanAveragePrecision):
         self.warn_on_many_detections = False
 
     def update(self, preds: list[dict[str, Any]], target: list[dict[str, Tensor]]) -> None:
-        """Add images; masks of detections are probabilities ``(n, 1, H, W)``, or an iterator of ``(H, W)`` of bool.
+        """Add the detections and targets of images.
 
-        What torchmetrics' own does, but with a mask at a time.
+        This does the same as the method of torchmetrics, but encodes one mask at a time.
+
+        Args:
+            preds: The detections in each image, whose ``masks`` are probabilities ``(n, 1, H, W)`` or an iterator over
+                masks ``(H, W)`` of bool.
+            target: The target of each image.
         """
         for found, wanted in zip(preds, target, strict=True):
             masks = found["masks"][:, 0] > 0.5 if isinstance(found["masks"], Tensor) else found["masks"]
@@ -54,9 +60,9 @@ class AveragePrecision(MeanAveragePrecision):
             self.groundtruth_area.append(wanted["area"])
 
     def summary(self) -> dict[str, float]:
-        """``box_ap``, ``box_ap50``, ``box_ap75``, ``box_ap_small`` and so on, from 0 to 1, and the same of masks.
+        """Return ``box_ap``, ``box_ap50``, ``box_ap75``, ``box_ap_small`` and so on, and the same values for masks.
 
-        -1 where there are no objects to be found, of a size say.
+        The values lie between 0 and 1; a value is -1 if there are no objects to find, for example none of a size.
         """
         self._result = self.compute()
         return {
@@ -66,7 +72,10 @@ class AveragePrecision(MeanAveragePrecision):
         }
 
     def per_class(self) -> dict[int, dict[str, float]]:
-        """After :meth:`summary`, for each label that occurs: ``box_ap``, ``box_ap50`` and the same of masks."""
+        """Return ``box_ap`` and ``box_ap50``, and the same for masks, for each label that occurs.
+
+        :meth:`summary` must have been called before.
+        """
         rows: dict[int, dict[str, float]] = {}
         for i, label in enumerate(self._result["classes"].reshape(-1).tolist()):
             rows[label] = {}
@@ -77,8 +86,8 @@ class AveragePrecision(MeanAveragePrecision):
         return rows
 
     def _sync_dist(self, *_: object, **__: object) -> None:
-        """Gather what the ranks have seen. torchmetrics' own waits forever where one has seen fewer images."""
-        # From the processor's memory: a rank must not unpickle tensors onto another's device.
+        """Gather the states of all ranks. torchmetrics' own method hangs if one rank has seen fewer images."""
+        # The states move to the CPU first: a rank must not unpickle tensors onto the device of another rank.
         states = {name: move_data_to_device(getattr(self, name), torch.device("cpu")) for name in self._defaults}
         gathered: list[dict[str, list]] = [{} for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(gathered, states)
@@ -87,6 +96,6 @@ class AveragePrecision(MeanAveragePrecision):
 
 
 def _encoded(masks: Iterable[Tensor]) -> Any:
-    """Run lengths as torchmetrics keeps those of an image."""
+    """Return the run lengths of an image's masks in the form in which torchmetrics stores them."""
     encoded = map(run_lengths, masks)
     return tuple((tuple(mask["size"]), mask["counts"]) for mask in encoded)

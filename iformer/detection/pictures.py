@@ -1,4 +1,4 @@
-"""Pictures of detections."""
+"""Pictures of detected objects."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,16 +21,16 @@ def draw(
     names: Sequence[str],
     file: Path,
 ) -> None:
-    """Write ``image`` with objects: masks in the colours of their classes, boxes, and names with scores.
+    """Draw objects over an image and write the picture: masks in the colours of their classes, boxes, names and scores.
 
     Args:
-        image: ``(3, H, W)`` of uint8.
-        boxes: ``(n, 4)`` corners, best object first.
-        masks: n masks ``(H, W)`` of bool.
-        labels: ``(n,)`` from 1.
-        scores: ``(n,)``.
-        names: Of the objects; there may be more of them.
-        file: To write.
+        image: The image ``(3, H, W)`` of uint8.
+        boxes: The boxes ``(n, 4)`` as corners, the best object first.
+        masks: The n masks ``(H, W)`` of bool.
+        labels: The labels ``(n,)``, counted from 1.
+        scores: The scores ``(n,)``.
+        names: The names of the objects; names beyond the n-th are ignored.
+        file: The file to write.
     """
     colours = [bright_colour(label) for label in labels.tolist()]
     picture = to_pil_image(_blended(image, masks, colours))
@@ -40,7 +40,7 @@ def draw(
     width = max(1, round(size / 7))
     for box, hue in zip(boxes.tolist(), colours, strict=True):
         pen.rectangle(_inside(box, picture), outline=hue, width=width)
-    # Names over all boxes, that of the best object on top.
+    # The names are drawn over all of the boxes.
     written: list[tuple[float, float, float, float]] = []
     for i, box in enumerate(boxes.tolist()):
         text = f"{short(names[i])} {scores[i]:.0%}"
@@ -49,14 +49,14 @@ def draw(
 
 
 def _blended(image: Tensor, masks: Iterable[Tensor], colours: Sequence[Colour]) -> Tensor:
-    """``image`` with colours where there is a mask, and darkened where there are several; holds a mask at a time."""
+    """Return ``image`` coloured under the masks and darkened where they overlap, holding one mask at a time."""
     covered = torch.zeros(image.shape[1:], dtype=torch.uint8)
     drawn = image.clone()
     for mask, hue in zip(masks, colours, strict=True):
         drawn[:, mask] = torch.tensor(hue, dtype=torch.uint8)[:, None]
         covered = (covered + mask).clamp_(max=2)
     drawn[:, covered > 1] = 0
-    for channel, blend in zip(image, drawn, strict=True):  # of a channel at a time, because numbers are four bytes
+    for channel, blend in zip(image, drawn, strict=True):  # one channel at a time: blending takes four bytes a pixel
         channel_blend = channel * 0.55 + blend * 0.45
         blend.copy_(torch.where(covered > 0, channel_blend, channel))
     return drawn
@@ -76,11 +76,11 @@ def _write(
     size: tuple[int, int],
     written: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
-    """Write ``text`` at a corner of ``box`` where nothing is written yet, if there is one; returns the place taken."""
+    """Write ``text`` at a corner of ``box``, a free one if there is any, and return the rectangle that it covers."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = min(max(box[0], 0), max(size[0] - width, 0))
-    # Above the box, inside at its top, below it, inside at its bottom.
+    # The candidates lie above the box, inside its top, below it, and inside its bottom.
     heights = [y for y in (box[1] - height, box[1], box[3], box[3] - height) if 0 <= y <= size[1] - height] or [0]
     places = [(x, y, x + width, y + height) for y in heights]
     free = [place for place in places if not any(_overlap(place, taken) for taken in written)]

@@ -1,4 +1,4 @@
-"""Prediction with a detector: the objects in images, and a picture of them."""
+"""Prediction with a detector: objects in images, and pictures of them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,16 +16,20 @@ from iformer.models.saved import Model
 
 
 class Predictor:
-    """Detects objects and draws them; see :class:`iformer.models.prediction.Predictor`.
+    """A predictor that detects objects and draws them; see :class:`iformer.models.prediction.Predictor`.
 
-    Writes a picture ``NAME.jpg`` of each image, with the objects whose score is the threshold or more.
+    For each image it writes a picture ``NAME.jpg`` with the objects whose score is at least the threshold.
 
-    The result of an image has ``picture``, ``height``, ``width`` and all ``objects``, the best first, each as COCO
-    describes it (``category_id``, ``bbox`` as left, top, width and height, ``segmentation`` in run lengths, ``area``)
-    with its ``name`` and ``score``. Coordinates are pixels of the upright image.
+    The result for an image has ``picture``, ``height``, ``width`` and all ``objects``, the best first. Each object is
+    described as in COCO (``category_id``, ``bbox`` as left, top, width and height, ``segmentation`` as run lengths,
+    ``area``) together with its ``name`` and ``score``. Coordinates are pixels of the upright image.
+
+    Args:
+        model: The detector.
+        options: The options of the prediction.
 
     Raises:
-        OSError: The output's folder could not be made.
+        OSError: The output folder could not be created.
     """
 
     doing = "Detecting"
@@ -36,11 +40,11 @@ class Predictor:
         options.output.mkdir(parents=True, exist_ok=True)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return the pixels, ``(3, H, W)`` uint8."""
+        """Return the image's pixels, ``(3, H, W)`` of uint8."""
         return pil_to_tensor(image)
 
     def predict(self, paths: Sequence[Path], images: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """Detect the objects in images, draw and return them."""
+        """Detect the objects in the images, draw them, and return the result for each image."""
         return [self._detected(path, image) for path, image in zip(paths, images, strict=True)]
 
     def _detected(self, path: Path, image: Tensor) -> dict[str, Any]:
@@ -55,9 +59,9 @@ class Predictor:
         return {"picture": str(picture), "height": height, "width": width, "objects": described}
 
     def document(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return the results in COCO's format: ``images``, ``annotations`` with a score, ``categories``.
+        """Return the results in COCO's format: ``images``, ``annotations`` with scores, and ``categories``.
 
-        Images that could not be read are under ``errors``.
+        Images that could not be read are listed under ``errors``.
         """
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -79,7 +83,7 @@ class Predictor:
         }
 
     def lines(self, result: dict[str, Any]) -> Iterator[str]:
-        """Yield a line for each object whose score is the threshold or more, and for the picture."""
+        """Yield a line for each object whose score is at least the threshold, and one that names the picture."""
         for entry in result["objects"]:
             if entry["score"] >= self.options.threshold:
                 left, upper, width, height = entry["bbox"]
@@ -88,11 +92,12 @@ class Predictor:
 
 
 def objects(found: dict[str, Tensor], size: tuple[int, int], config: dict[str, Any]) -> list[dict]:
-    """Return the detector's outputs for an image as COCO describes objects.
+    """Return the objects that a detector found in an image, described as in COCO.
 
     Args:
-        found: ``boxes`` as corners, ``labels`` from 1, ``scores``, ``masks`` in the boxes.
-        size: Height and width of the image.
+        found: The detector's outputs: ``boxes`` as corners, ``labels`` counted from 1, ``scores``, and ``masks``
+            relative to their boxes.
+        size: The height and width of the image in pixels.
         config: The model's configuration, with ``category_ids`` and ``class_names``.
     """
     described = []

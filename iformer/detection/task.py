@@ -1,4 +1,4 @@
-"""Training and evaluation of detectors."""
+"""The task of detection: training and evaluation of detectors."""
 
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,20 @@ Batch = tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]
 
 
 class DetectionTask(Task):
-    """Mask R-CNN's five losses, AdamW whose rate falls in steps, COCO's AP of boxes and masks.
+    """A task that trains Mask R-CNN and evaluates it by COCO's AP of boxes and masks.
 
-    Batches are those of :class:`iformer.detection.data.CocoData`.
+    Training minimises the sum of Mask R-CNN's five losses with AdamW, whose learning rate falls in steps. The batches
+    are those of :class:`iformer.detection.data.CocoData`.
 
     Args:
-        backbone: A timm model's name, ``iformer_small`` say.
-        num_classes: The number of classes without the background; as many as the data names.
-        architecture: ``mask_rcnn``.
+        backbone: The name of a timm model, such as ``iformer_small``.
+        num_classes: The number of classes without the background, which must equal that of the data.
+        architecture: The name of the architecture, ``mask_rcnn``.
         pretrained: The backbone's weights: ``true`` for the released ones, a file, or a saved classifier's folder.
         model_args: Further arguments of the function in :mod:`iformer.detection.model`, such as ``min_size`` and
             ``backbone_args``.
         optimization: The optimiser and its schedule.
-        grad_checkpointing: Trade time for memory in training.
+        grad_checkpointing: Whether to save memory in training at the cost of time.
 
     Raises:
         ValueError: There is no such backbone, an argument is wrong, or the weights do not fit.
@@ -74,9 +75,9 @@ class DetectionTask(Task):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Detect, and keep what was found until the end."""
+        """Detect the objects in a batch and keep them until the end of the epoch."""
         images, targets = batch
-        if images:  # the other ranks may have more
+        if images:  # a rank has none if the others have one more
             found = self.model(list(images), paste=False)
             for image, objects in zip(images, found, strict=True):
                 objects["masks"] = pasted(dict(objects), (image.shape[-2], image.shape[-1]))
@@ -85,16 +86,16 @@ class DetectionTask(Task):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Log AP; outside of training, write that of each class too."""
+        """Log the AP; outside of training, also write the AP of each class."""
         self._evaluate("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log AP, write that of each class."""
+        """Log the AP, and write the AP of each class."""
         self._evaluate("test")
 
     def _evaluate(self, stage: str) -> None:
         for name, value in self.average_precision.summary().items():
-            # Every rank has computed the same, from all images.
+            # Every rank has computed the same value from all images.
             self.log(f"{stage}_{name}", value, prog_bar=name in ("box_ap", "mask_ap"), rank_zero_only=True)
         self.keep_per_class(
             [
@@ -105,7 +106,7 @@ class DetectionTask(Task):
         self.average_precision.reset()
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write ``model`` into ``folder`` with all that is needed to use it."""
+        """Write ``model`` and all that is needed to use it into ``folder``."""
         ids = self.of_data("category_ids") or range(1, self.num_classes + 1)
         config = {"network": self.network, "class_names": self.class_names, "category_ids": list(ids)}
         saved.save_assembled(model, folder, "detection", config)

@@ -1,4 +1,4 @@
-"""The datamodule of segmentation: folders of images and of label maps."""
+"""The datamodule for segmentation: folders of images and label maps."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ from iformer.training.resumable import ResumableBatchSampler, run_seed
 
 MapValue = Annotated[int, Field(ge=0, lt=1 << 16)]
 
-SAMPLE = 200  # label maps that are looked at for classes without a pixel
+SAMPLE = 200  # the number of label maps that are searched for classes without a pixel
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,14 @@ class LabelMapError(UnreadableImageError):
 
 
 class LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
-    """Images and their label maps, transformed together.
+    """A dataset of images and their label maps, which are transformed together.
 
     Args:
-        pairs: Files of image and label map.
-        table: ``(65536,)`` uint8: the class of each value in the files, ``IGNORE``, or ``UNKNOWN``.
-        transform: Image ``(3, H, W)`` and label map ``(H, W)``, both uint8, to what the loader is to give.
-        expected: The values that may stand in a label map, for error messages.
+        pairs: The files of each image and its label map.
+        table: An array ``(65536,)`` of uint8 with the class of each value in the files, ``IGNORE``, or ``UNKNOWN``.
+        transform: A function from an image ``(3, H, W)`` and its label map ``(H, W)``, both uint8, to a sample of the
+            dataset.
+        expected: A description of the values that a label map may hold, for error messages.
     """
 
     UNKNOWN = 254
@@ -56,14 +57,14 @@ class LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The transformed image and label map.
+        """Return the transformed image and label map.
 
         Raises:
             UnreadableImageError: A file cannot be read.
-            LabelMapError: The label map is of another size, or has a value that stands for no class.
+            LabelMapError: The label map differs from its image in size, or has a value that stands for no class.
         """
         image_file, map_file = self.pairs[index]
-        # As it is stored: label maps are not turned when a camera has noted that it was held upright.
+        # The image stays as it is stored: label maps do not follow the orientation that a camera notes in its images.
         image = np.asarray(read_image(image_file, upright=False))
         labels = self.read_labels(map_file)
         if labels.shape != image.shape[:2]:
@@ -75,7 +76,12 @@ class LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
         return self.transform(tv_tensors.Image(pixels), tv_tensors.Mask(torch.from_numpy(labels)))
 
     def read_labels(self, file: Path) -> np.ndarray:
-        """The classes in a label map, ``(H, W)`` uint8, with ``IGNORE`` where there is none."""
+        """Return the classes in a label map as ``(H, W)`` uint8, ``IGNORE`` where there is none.
+
+        Raises:
+            UnreadableImageError: The file cannot be read.
+            LabelMapError: The file is in colours, or has a value that stands for no class.
+        """
         values = self.read_values(file)
         known = (values >= 0) & (values < len(self.table))
         labels = np.where(known, self.table[np.where(known, values, 0)], self.UNKNOWN)
@@ -85,16 +91,22 @@ class LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
         return labels.astype(np.uint8)
 
     def read_values(self, file: Path) -> np.ndarray:
-        """The values in a label map, ``(H, W)`` int64, as they are stored."""
+        """Return the stored values of a label map as ``(H, W)`` int64.
+
+        Raises:
+            UnreadableImageError: The file cannot be read.
+            LabelMapError: The file is neither a greyscale nor a palette image.
+        """
         image = read_image(file, channels=None, upright=False)
         if image.mode not in ("1", "L", "P", "I", "I;16"):
             raise LabelMapError(f"{file}: a label map of mode {image.mode}, expected greyscale or palette")
         return np.asarray(image).astype(np.int64)
 
     def values(self, most: int) -> tuple[set[int], int]:
-        """The values that stand in label maps, and in how many of them: at most ``most``, from all over the set.
+        """Return the values found in a sample of the label maps, and how many label maps were read.
 
-        Ends where every class has been met. Damaged ones are passed over: whoever trains on them will say so.
+        At most ``most`` label maps are read, evenly spread over the dataset, and only until every class has been found.
+        Damaged files are skipped, because training reports them.
         """
         classes, found, count = set(np.unique(self.table)) - {IGNORE, self.UNKNOWN}, set[int](), 0
         for _, file in self.pairs[:: -(-len(self.pairs) // most)]:
@@ -107,43 +119,47 @@ class LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
 
 
 class SegmentationData(DataModule):
-    """Folders of images and of label maps: greyscale or palette images with a class in each pixel.
+    """A datamodule of folders of images and label maps: greyscale or palette images with a class in each pixel.
 
-    Training batches are ``(N, 3, H, W)`` normalised float32 crops and ``(N, H, W)`` uint8 labels, 255 where there is
-    none. Evaluation is on whole images, resized to fit ``resize``, and label maps of the size that they have.
+    Training batches are normalised float32 crops ``(N, 3, H, W)`` and uint8 labels ``(N, H, W)``, which are 255 where
+    there is no label. Evaluation batches are whole images, resized to fit ``resize``, and label maps of their original
+    size.
 
-    Order and augmentation of an image depend on the run's seed, the epoch and the image, not on the number of workers,
-    and training goes on in the middle of an epoch.
+    The order and the augmentation of the images depend on the run's seed, the epoch and the image, but not on the
+    number of workers. A resumed run continues in the middle of an epoch.
 
     Args:
-        root: Folder of all the others.
-        class_names: In the order of the labels; or a text file with a name a line, also one beside the recipes.
-        train_images: Folder of images, those in its subfolders included.
-        train_labels: Folder of label maps, at the same paths as the images but for the end of the name.
-        val_images: Folder of images for validation.
-        val_labels: Folder of their label maps.
-        test_images: Folder of images for the test; None for those of the validation.
-        test_labels: Folder of their label maps.
-        image_suffix: End of the images' names that is not part of the label maps'; '' for the extension.
-        label_suffix: What stands in its place in the label maps' names.
-        first_label: What the first class is in the label maps; 1 in ADE20K.
-        ignore_labels: Values in the label maps that stand for no class.
-        palette: Red, green and blue of each class, 0 to 255, for pictures; None for colours that differ.
-        resize: Short and long side that images are resized to fit, their shape kept; None leaves them as they are.
-        crop: Height and width of the training crops.
-        ratios: Least and greatest factor of the random resize.
-        max_share: No class covers more of a training crop, if that is to be had.
-        hflip: Probability of a horizontal flip.
-        photometric: Distort brightness, contrast, saturation and hue.
-        mean: Per channel, of pixels from 0 to 1, for normalisation.
-        std: Per channel.
-        batch_size: Images of a training batch, on each device.
-        eval_batch_size: Images of an evaluation batch, on each device; more than 1 needs images of one size.
-        num_workers: Processes that load images, for each device.
-        pin_memory: Load into page-locked memory, where there is a GPU.
+        root: The folder to which the other folders are relative.
+        class_names: The names of the classes in the order of the labels, or a text file with one name per line, which
+            may be one of those that come with the recipes.
+        train_images: The folder of the training images, including its subfolders.
+        train_labels: The folder of the training label maps, whose paths equal those of the images up to the suffix.
+        val_images: The folder of the validation images.
+        val_labels: The folder of the validation label maps.
+        test_images: The folder of the test images; None means the validation images.
+        test_labels: The folder of the test label maps.
+        image_suffix: The end of the images' names that the label maps' names lack; '' means the extension.
+        label_suffix: The end of the label maps' names that replaces ``image_suffix``.
+        first_label: The value of the first class in the label maps, such as 1 in ADE20K.
+        ignore_labels: The values in the label maps that stand for no class.
+        palette: The red, green and blue of each class, from 0 to 255, for pictures; None chooses distinct colours.
+        resize: The short and long side in pixels that images are resized to fit, keeping their shape; None keeps their
+            size.
+        crop: The height and width of the training crops in pixels.
+        ratios: The least and the greatest factor of the random resize.
+        max_share: The share of a training crop that no class should exceed, if such a crop is found.
+        hflip: The probability of a horizontal flip.
+        photometric: Whether to distort brightness, contrast, saturation and hue.
+        mean: The mean of each channel for normalisation, of pixels from 0 to 1.
+        std: The standard deviation of each channel for normalisation.
+        batch_size: The number of images in a training batch, on each device.
+        eval_batch_size: The number of images in an evaluation batch, on each device; a number above 1 requires images
+            of one size.
+        num_workers: The number of processes that load images, for each device.
+        pin_memory: Whether to load batches into page-locked memory if there is a GPU.
 
     Raises:
-        ValueError: An argument is out of range. :meth:`setup` raises it where the files are not as described.
+        ValueError: An argument is out of range. :meth:`setup` raises it if the files are not as described.
     """
 
     @checked
@@ -186,7 +202,7 @@ class SegmentationData(DataModule):
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """How a trained model is to preprocess images, and what its classes are."""
+        """The preprocessing and the classes that a trained model needs to know."""
         return {
             "class_names": list(self.class_names),
             "palette": self.palette,
@@ -197,10 +213,10 @@ class SegmentationData(DataModule):
         }
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the images that ``stage`` (fit, validate, test; None for all) needs, and their label maps.
+        """Find the images and label maps that ``stage`` needs: fit, validate or test, or None for all of them.
 
         Raises:
-            FileNotFoundError: A folder or a label map is missing; names it.
+            FileNotFoundError: A folder or a label map is missing. The message names it.
             ValueError: A folder holds no image.
         """
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -213,10 +229,10 @@ class SegmentationData(DataModule):
                 self._tell_missing_classes(labels)
 
     def _tell_missing_classes(self, maps: Path) -> None:
-        """Warn where a class has no pixel to learn from: masks of 0 and 255, say, whose 255 is ignored.
+        """Warn if a class has no pixel to learn from, for example if masks hold 0 and 255 and 255 is ignored.
 
-        Looks at up to ``SAMPLE`` label maps, which is quick. In larger sets rare classes may well be in none of these,
-        so that it takes half of the classes to be missing.
+        At most ``SAMPLE`` label maps are read, which is quick. In larger datasets these may well lack rare classes, so
+        the warning is then given only if at least half of the classes are missing.
         """
         pairs, first, ignored = self._pairs["train"], self.settings.first_label, self.settings.ignore_labels
         found, count = self._scenes("train", self._evaluation_transform()).values(SAMPLE)
@@ -250,7 +266,7 @@ class SegmentationData(DataModule):
         return pairs
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented batches; from where the trainer stands."""
+        """Return shuffled, augmented batches, starting from the trainer's position in the epoch."""
         settings = self.settings
         transform = training_transform(
             settings.resize,
@@ -265,11 +281,11 @@ class SegmentationData(DataModule):
         return self._loader("train", transform, settings.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        """Every validation image once."""
+        """Return batches of the validation images, each image once."""
         return self._loader("val", self._evaluation_transform(), self.settings.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        """Every test image once."""
+        """Return batches of the test images, each image once."""
         return self._loader("test", self._evaluation_transform(), self.settings.eval_batch_size)
 
     def _evaluation_transform(self) -> Transform:
@@ -287,7 +303,7 @@ class SegmentationData(DataModule):
         return LabelledScenes(self._pairs[kind], self._table(), transform, self._expected())
 
     def _table(self) -> np.ndarray:
-        """The class of each value that may stand in a label map."""
+        """Return the class of each value that a label map may hold, ``(65536,)`` of uint8."""
         table = np.full(1 << 16, LabelledScenes.UNKNOWN, np.uint8)
         first = self.settings.first_label
         table[first : first + len(self.class_names)] = range(len(self.class_names))
@@ -301,23 +317,23 @@ class SegmentationData(DataModule):
 
 
 def _collate_whole(samples: list[tuple[Tensor, Tensor]]) -> Any:
-    """A batch of whole images, which must be of one size."""
-    if not samples:  # other ranks have one more, and all must take as many steps: an image that does not count
+    """Return a batch of whole images, which must have the same size."""
+    if not samples:  # the other ranks have one more image; an ignored one lets this rank take as many steps
         return torch.zeros(1, 3, 32, 32), torch.full((1, 32, 32), IGNORE, dtype=torch.uint8)
     if len({part.shape for sample in samples for part in sample}) > 2:
-        raise ValueError(f"eval_batch_size is {len(samples)}, but images differ in size; expected 1")
+        raise ValueError(f"eval_batch_size is {len(samples)}, but the images differ in size; expected 1")
     return default_collate(samples)
 
 
 def _read_names(path: str) -> tuple[str, ...]:
-    """The class names in a file, one a line; a file beside the recipes where there is no other."""
+    """Return the class names in a file, one per line; without such a file, one that comes with the recipes."""
     packaged = files("iformer") / "recipes" / path
     text = packaged.read_text() if packaged.is_file() and not Path(path).exists() else Path(path).read_text()
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _require_consistent(settings: Any, names: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
-    """Raise ValueError, naming the argument, where one does not fit another."""
+    """Raise ValueError if the arguments contradict each other. The message names the argument."""
     if not 2 <= len(names) < LabelledScenes.UNKNOWN or len(set(names)) < len(names):
         raise ValueError(
             f"class_names has {len(names)} names, {len(set(names))} of them different; expected 2 to 253 different ones"

@@ -1,4 +1,4 @@
-"""Labels of whole images of any size: at once, through a sliding window, with a flip test."""
+"""Inference on whole images of any size: at once or through a sliding window, with or without a flip test."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,22 +11,23 @@ Network = Callable[[Tensor], Tensor]
 
 
 def logits(network: Network, images: Tensor, window: tuple[int, int] | None = None, flip: bool = False) -> Tensor:
-    """Logits of whole images.
+    """Return the logits of whole images.
 
     Args:
-        network: Images ``(N, 3, H, W)`` to logits ``(N, K, H, W)``.
-        images: ``(N, 3, H, W)``, normalised.
-        window: Height and width of a window that slides over the image by two thirds of its size; where windows
-            overlap, their logits are averaged. None takes the image as a whole.
-        flip: Average the class probabilities with those of the mirrored image; the result is their logarithm.
+        network: A function from images ``(N, 3, H, W)`` to logits ``(N, K, H, W)``.
+        images: The normalised images ``(N, 3, H, W)``.
+        window: The height and width of a window that slides over the image in steps of two thirds of its size. Where
+            windows overlap, their logits are averaged. None takes the image as a whole.
+        flip: Whether to average the class probabilities with those of the mirrored image. The logits returned are then
+            the logarithms of these averages.
 
     Returns:
-        ``(N, K, H, W)``.
+        The logits ``(N, K, H, W)``.
     """
     if flip:
         mirrored = logits(network, images.flip(-1), window).flip(-1)
         straight = logits(network, images, window)
-        # Not the logarithm of the mean: a probability too small for its type would be -inf, and NaN when resized.
+        # Averaging the probabilities themselves could turn one too small for its type into -inf, and NaN when resized.
         both = torch.logaddexp(straight.float().log_softmax(1), mirrored.float().log_softmax(1))
         return both - math.log(2)
     if window is None:
@@ -39,12 +40,12 @@ def logits(network: Network, images: Tensor, window: tuple[int, int] | None = No
             total = part.new_zeros(*part.shape[:2], *images.shape[-2:])
         total[..., rows, columns] += part
         count[rows, columns] += 1
-    assert total is not None  # there is one window at least
+    assert total is not None  # there is at least one window
     return total / count
 
 
 def _windows(size: tuple[int, ...], window: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of each window; the last ones end with the image."""
+    """Yield the rows and columns of each window; the last windows end at the edges of the image."""
     starts = []
     for whole, part in zip(size, window, strict=True):
         step = max(1, part * 2 // 3)
@@ -55,16 +56,16 @@ def _windows(size: tuple[int, ...], window: tuple[int, int]) -> Iterator[tuple[s
 
 
 def labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """The most probable class of each pixel, at another size.
+    """Return the most probable class of each pixel after resizing the logits.
 
-    Resizes a few classes at a time: all of 150 at the size of a photograph would take gigabytes.
+    A few classes are resized at a time: 150 classes at the size of a photograph would take gigabytes.
 
     Args:
-        logits: ``(N, K, h, w)``.
-        size: Height and width to resize them to, bilinearly.
+        logits: The logits ``(N, K, h, w)``.
+        size: The height and width in pixels to which the logits are resized bilinearly.
 
     Returns:
-        ``(N, H, W)`` int64.
+        The classes ``(N, H, W)`` as int64.
     """
     best = found = None
     for first, group in zip(range(0, logits.shape[1], 8), logits.split(8, 1), strict=True):
@@ -76,5 +77,5 @@ def labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
         else:
             found = torch.where(value > best, index + first, found)
             best = torch.maximum(value, best)
-    assert found is not None  # there is one class at least
+    assert found is not None  # there is at least one class
     return found

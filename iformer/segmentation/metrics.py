@@ -1,4 +1,4 @@
-"""What a confusion matrix of pixels says, as the field counts it: over the whole set, not image by image."""
+"""Scores from a confusion matrix of pixels, computed over the whole dataset and not image by image."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -8,20 +8,21 @@ from torch import Tensor
 
 
 def scores(confusion: Tensor) -> dict[str, Any]:
-    """Intersection over union and accuracy.
+    """Compute intersection over union and accuracy.
 
     Args:
-        confusion: ``(K, K)`` pixels of each true class (row) that were taken for each class (column), all images
-            together.
+        confusion: The confusion matrix ``(K, K)``: the number of pixels of each true class (row) that were predicted as
+            each class (column), over all images.
 
     Returns:
-        ``iou`` ``(K,)``: intersection over union of each class, not a number where the class is neither in the labels
-        nor in the predictions. ``accuracy`` ``(K,)``: share of the class's pixels that were found, not a number where
-        it has none. ``miou``, ``mean_accuracy``: their means over the other classes. ``pixel_accuracy``.
+        A dictionary of ``iou`` ``(K,)``, the intersection over union of each class, NaN for a class that is neither in
+        the labels nor in the predictions; ``accuracy`` ``(K,)``, the share of each class's pixels that were predicted
+        correctly, NaN for a class without pixels; ``miou`` and ``mean_accuracy``, their means over the classes that
+        are not NaN; and ``pixel_accuracy``, the share of all labelled pixels that were predicted correctly.
     """
     confusion = confusion.cpu().double()
     hits, truth, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    iou, accuracy = hits / (truth + predicted - hits), hits / truth  # 0 / 0 is not a number
+    iou, accuracy = hits / (truth + predicted - hits), hits / truth  # 0 / 0 gives NaN
     return {
         "iou": iou,
         "accuracy": accuracy,
@@ -32,7 +33,7 @@ def scores(confusion: Tensor) -> dict[str, Any]:
 
 
 def per_class(confusion: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each class: its name, its share of the labelled pixels, IoU and accuracy; None where there is none."""
+    """Return a row for each class: its name, share of the labelled pixels, IoU and accuracy, with None for NaN."""
     found = scores(confusion)
     shares = confusion.sum(1).double().cpu() / confusion.sum().cpu()
     columns = {"share": shares, "iou": found["iou"], "accuracy": found["accuracy"]}
@@ -42,7 +43,7 @@ def per_class(confusion: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _mean(values: Tensor) -> float:
-    """Of those that are numbers; correctly rounded, whatever their order."""
+    """Return the mean of the values that are not NaN, correctly rounded whatever their order."""
     known = values[~values.isnan()].tolist()
     return fmean(known) if known else float("nan")
 

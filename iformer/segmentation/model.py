@@ -1,4 +1,4 @@
-"""Segmentation networks over the feature maps of any timm model: Semantic FPN, and UPerNet."""
+"""Segmentation networks over the feature maps of any timm model: Semantic FPN and UPerNet."""
 
 import inspect
 import itertools
@@ -16,12 +16,12 @@ Architecture = Literal["semantic_fpn", "upernet"]
 
 
 class Segmenter(nn.Module):
-    """Backbone and decoder, whose logits are resized to the image's size.
+    """A backbone and a decoder, whose logits are resized to the size of the image.
 
     Args:
-        backbone: Images ``(N, 3, H, W)`` to feature maps, the finest first, each of about half the size of the one
-            before it; timm's ``features_only``.
-        decoder: The list of them, ``(N, C, H, W)``, to logits of the finest one's size.
+        backbone: A module from images ``(N, 3, H, W)`` to a list of feature maps, such as timm's ``features_only``. The
+            finest map comes first, and each has about half the size of the one before it.
+        decoder: A module from that list of feature maps ``(N, C, H, W)`` to logits of the finest map's size.
     """
 
     def __init__(self, backbone: nn.Module, decoder: nn.Module) -> None:
@@ -30,7 +30,7 @@ class Segmenter(nn.Module):
         self.channels_last_features = str(getattr(backbone, "output_fmt", "")).endswith("NHWC")
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` -> logits ``(N, num_classes, H, W)``, for any height and width."""
+        """Return logits ``(N, num_classes, H, W)`` for images ``(N, 3, H, W)`` of any height and width."""
         features = self.backbone(images)
         if self.channels_last_features:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
@@ -38,7 +38,7 @@ class Segmenter(nn.Module):
         return F.interpolate(logits, images.shape[-2:], mode="bilinear")
 
     def no_weight_decay(self) -> set[str]:
-        """The position embeddings, which timm's ``features_only`` does not name."""
+        """Return the names of the position embeddings, which timm's ``features_only`` does not report."""
         return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
 
 
@@ -46,10 +46,10 @@ class SemanticFPNDecoder(nn.Module):
     """Feature pyramid and head of Semantic FPN (Kirillov et al., "Panoptic Feature Pyramid Networks", 2019, Section 3).
 
     Args:
-        in_channels: Of the feature maps, the finest first.
-        num_classes: Channels of the logits.
-        neck_channels: Of the pyramid.
-        head_channels: Of the head.
+        in_channels: The number of channels of each feature map, the finest first.
+        num_classes: The number of classes, which is that of the logits' channels.
+        neck_channels: The number of channels of the feature pyramid.
+        head_channels: The number of channels of the head.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SemanticFPNDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.neck = FeaturePyramidNetwork(list(in_channels), neck_channels)
-        # A level gets a block for each doubling that takes it to the finest one's size, which itself gets one too.
+        # Each level gets one block per doubling up to the size of the finest level, which gets one block too.
         self.levels: Any = nn.ModuleList(
             nn.ModuleList(
                 Conv2dNormActivation(neck_channels if block == 0 else head_channels, head_channels)
@@ -68,7 +68,7 @@ class SemanticFPNDecoder(nn.Module):
         self.classifier = nn.Conv2d(head_channels, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Feature maps, the finest first -> logits of its size."""
+        """Return logits of the finest map's size for feature maps, the finest first."""
         pyramid = list(self.neck(OrderedDict((str(level), feature) for level, feature in enumerate(features))).values())
         merged = self.levels[0][0](pyramid[0])
         for level, blocks in enumerate(self.levels[1:], 1):
@@ -80,26 +80,28 @@ class SemanticFPNDecoder(nn.Module):
 
 
 class UPerNetDecoder(nn.Module):
-    """UPerNet (Xiao et al., "Unified Perceptual Parsing for Scene Understanding", 2018), segmentation_models_pytorch's.
+    """The decoder of UPerNet (Xiao et al., "Unified Perceptual Parsing for Scene Understanding", 2018).
+
+    The implementation is that of segmentation_models_pytorch.
 
     Args:
-        in_channels: Of the feature maps, the finest first.
-        num_classes: Channels of the logits.
-        channels: Of the pyramid.
+        in_channels: The number of channels of each feature map, the finest first.
+        num_classes: The number of classes, which is that of the logits' channels.
+        channels: The number of channels of the feature pyramid.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 512) -> None:
         super().__init__()
-        # Imports all of the package, which few need.
+        # This imports the whole package, which few users need.
         from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder as Decoder
 
-        # It expects the image and a map of stride 2 before the four, and leaves them out.
+        # It expects the image and a map of stride 2 before the four maps, and ignores both.
         self.decoder = Decoder([3, 0, *in_channels], encoder_depth=5, decoder_channels=channels)
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Feature maps, the finest first -> logits of its size."""
+        """Return logits of the finest map's size for feature maps, the finest first."""
         return self.classifier(self.dropout(self.decoder([features[0], features[0], *features])))
 
 
@@ -115,12 +117,12 @@ def semantic_fpn(
 
     Args:
         backbone: A timm model for images of any size with four feature maps or more, each of half the size of the one
-            before it; the coarsest four are used.
-        num_classes: The channels of the logits.
-        pretrained_backbone: The backbone's weights, see :func:`iformer.models.backbone.create`.
+            before it. The coarsest four are used.
+        num_classes: The number of classes.
+        pretrained_backbone: The backbone's weights; see :func:`iformer.models.backbone.create`.
         backbone_args: Arguments of ``timm.create_model``, such as ``drop_path_rate``.
-        neck_channels: The channels of the feature pyramid.
-        head_channels: The channels of the head.
+        neck_channels: The number of channels of the feature pyramid.
+        head_channels: The number of channels of the head.
 
     Raises:
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
@@ -138,7 +140,9 @@ def upernet(
     backbone_args: dict[str, Any] | None = None,
     channels: int = 512,
 ) -> Segmenter:
-    """Return UPerNet; the arguments are those of :func:`semantic_fpn`, and the decoder's ``channels``.
+    """Return UPerNet.
+
+    It takes the arguments of :func:`semantic_fpn`, and ``channels``, the number of channels of the decoder.
 
     Raises:
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
@@ -152,9 +156,9 @@ ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {"semantic_fpn": semantic_f
 
 
 def nested(network: dict[str, Any]) -> dict[str, Any]:
-    """Return a network's arguments with those of the backbone in ``backbone_args``.
+    """Return a network's arguments with the arguments of its backbone under ``backbone_args``.
 
-    Recipes and saved models of earlier versions have them among the others.
+    Recipes and saved models of earlier versions list the backbone's arguments among those of the network.
     """
     own = {"architecture", *inspect.signature(_architecture(network["architecture"])).parameters}
     others = {name: value for name, value in network.items() if name not in own}
@@ -165,7 +169,7 @@ def nested(network: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(architecture: Architecture, **arguments: Any) -> Segmenter:
-    """Return :func:`semantic_fpn` or :func:`upernet`, by its name.
+    """Build a segmenter by the name of its architecture, with the arguments of :func:`semantic_fpn` or :func:`upernet`.
 
     Raises:
         ValueError: There is no such architecture, or an argument is wrong.
@@ -181,17 +185,17 @@ def _architecture(name: str) -> Callable[..., Segmenter]:
 
 
 def _features(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> Any:
-    """The four coarsest feature maps of images of any size.
+    """Return a backbone that computes its four coarsest feature maps for images of any size.
 
     Raises:
-        ValueError: The backbone has no such maps, or wants images of certain sizes.
+        ValueError: The backbone has no four maps whose strides double, or takes images of certain sizes only.
     """
     features = feature_maps(name, pretrained, **arguments)
     strides = features.feature_info.reduction()
     if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
         raise ValueError(f"{name}: feature maps of strides {strides}, expected four, each twice the one before")
     for module in features.modules():
-        if hasattr(module, "dynamic_img_pad"):  # a patch embedding, which takes multiples of its patches only
+        if hasattr(module, "dynamic_img_pad"):  # a patch embedding, otherwise for whole patches only
             module.dynamic_img_pad = True
     if message := refusal(features, 33, 67):
         raise ValueError(f"{name}: takes images of certain sizes only, expected any size ({message})")

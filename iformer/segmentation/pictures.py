@@ -1,4 +1,4 @@
-"""Pictures of label maps: overlays with a legend, and a grid of images, labels and predictions."""
+"""Pictures of label maps: overlays with a legend, and grids of images, labels and predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,33 +18,33 @@ UNLABELLED = (0, 0, 0)
 
 
 def coloured(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """``(H, W)`` classes to ``(H, W, 3)`` uint8 colours, black where there is no label."""
+    """Return the colours ``(H, W, 3)`` of uint8 for classes ``(H, W)``, black where there is no label."""
     table = np.tile(np.array(UNLABELLED, np.uint8), (IGNORE + 1, 1))
     table[: len(palette)] = palette
     return table[labels]
 
 
 def draw_overlay(image: np.ndarray, labels: np.ndarray, config: dict[str, Any], file: Path) -> None:
-    """Draw the image with the classes' colours over it, and a legend of the classes that are there, largest first.
+    """Draw the image under the classes' colours, with a legend of the classes in it, the largest first.
 
     Args:
-        image: ``(H, W, 3)`` uint8.
-        labels: ``(H, W)`` classes.
-        config: ``class_names`` and ``palette``.
-        file: To write.
+        image: The image ``(H, W, 3)`` of uint8.
+        labels: The class of each pixel, ``(H, W)``.
+        config: The model's configuration, with ``class_names`` and ``palette``.
+        file: The file to write.
     """
     present = np.bincount(labels.flatten(), minlength=len(config["class_names"]))
     shown = [int(label) for label in np.argsort(-present) if present[label]]
     height, width = image.shape[:2]
     scale = 8 / max(height, width)
-    rows = max(4, int(max(2.4, height * scale) / 0.22))  # of the legend, as many as fit beside the image
+    rows = max(4, int(max(2.4, height * scale) / 0.22))  # the rows of the legend that fit beside the image
     figure = Figure((width * scale + 2.2 * -(-len(shown) // rows), max(2.4, height * scale)), layout="constrained")
     axes = figure.subplots()
     blended = 0.5 * image + 0.5 * coloured(labels, config["palette"])
     axes.imshow(blended.round().astype(np.uint8))
     axes.set_axis_off()
     _legend(figure, shown, config, present / present.sum(), ncols=-(-len(shown) // rows))
-    with quiet_fonts():  # at the image's own size, if that is no panorama's
+    with quiet_fonts():  # at the image's own size, unless it is a huge panorama
         figure.savefig(file, dpi=min(max(100, round(max(height, width) / 8)), 1000))
 
 
@@ -67,12 +67,12 @@ def _legend(figure: Figure, shown: Sequence[int], config: dict[str, Any], shares
 
 
 def draw_grid(shown: Sequence[tuple[Tensor, Tensor, Tensor]], config: dict[str, Any], file: Path) -> None:
-    """Draw a row for each ``(image, labels, predicted labels)``.
+    """Draw a grid with a row of image, labels and predicted labels for each sample.
 
     Args:
-        shown: Normalised images ``(3, H, W)`` and label maps ``(h, w)``.
-        config: ``class_names``, ``palette``, ``mean`` and ``std``.
-        file: To write.
+        shown: The samples, each a normalised image ``(3, H, W)``, its labels ``(h, w)`` and its predicted labels.
+        config: The model's configuration, with ``class_names``, ``palette``, ``mean`` and ``std``.
+        file: The file to write.
     """
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
     ratio = max(labels.shape[0] / labels.shape[1] for _, labels, _ in shown)

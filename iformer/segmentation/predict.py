@@ -1,4 +1,4 @@
-"""Prediction with a segmenter: an overlay, a label map, and each class's share of the pixels."""
+"""Prediction with a segmenter: overlays, label maps, and the share of the pixels that each class covers."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,16 +17,20 @@ from iformer.segmentation.transforms import EvaluationTransform
 
 
 class Predictor:
-    """Segments images and draws the classes; see :class:`iformer.models.prediction.Predictor`.
+    """A predictor that segments images and draws the classes; see :class:`iformer.models.prediction.Predictor`.
 
-    Writes ``NAME_overlay.png`` and ``NAME_labels.png`` of each image. The label map is a palette image of the image's
-    size, upright, whose values are the classes in the order of ``class_names``.
+    For each image it writes ``NAME_overlay.png`` and ``NAME_labels.png``. The label map is a palette image of the size
+    of the upright image, whose values are the classes in the order of ``class_names``.
 
-    The result of an image is ``{"overlay": FILE, "labels": FILE, "classes": [{"name": ..., "share": ...}, ...]}``, the
-    class that covers most of the pixels first.
+    The result for an image is ``{"overlay": FILE, "labels": FILE, "classes": [{"name": ..., "share": ...}, ...]}``,
+    with the class that covers most pixels first.
+
+    Args:
+        model: The segmenter.
+        options: The options of the prediction.
 
     Raises:
-        OSError: The output's folder could not be made.
+        OSError: The output folder could not be created.
     """
 
     doing = "Segmenting"
@@ -38,11 +42,11 @@ class Predictor:
         options.output.mkdir(parents=True, exist_ok=True)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return the pixels, ``(H, W, 3)`` uint8."""
+        """Return the image's pixels, ``(H, W, 3)`` of uint8."""
         return np.asarray(image)
 
     def predict(self, paths: Sequence[Path], images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        """Segment images, write and return what is in them."""
+        """Segment the images, write their pictures, and return the result for each image."""
         return [self._segmented(path, image) for path, image in zip(paths, images, strict=True)]
 
     def _segmented(self, path: Path, image: np.ndarray) -> dict[str, Any]:
@@ -62,11 +66,11 @@ class Predictor:
         }
 
     def document(self, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the results as they are."""
+        """Return the results unchanged."""
         return list(results)
 
     def lines(self, result: dict[str, Any]) -> Iterator[str]:
-        """Yield a line for each of the classes that cover most, and for the pictures."""
+        """Yield a line for each of the largest classes, and one for each picture."""
         for entry in result["classes"][: self.options.top]:
             yield f"{entry['share']:7.2%}  {entry['name']}"
         for kind in ("overlay", "labels"):
@@ -74,9 +78,9 @@ class Predictor:
 
 
 def write_labels(labels: np.ndarray, palette: Sequence[Sequence[int]], file: Path) -> None:
-    """Write ``(H, W)`` classes as a palette image."""
+    """Write classes ``(H, W)`` as a palette image."""
     image = Image.fromarray(labels)
-    image.putpalette([channel for colour in palette for channel in colour])  # makes it one of mode P
+    image.putpalette([channel for colour in palette for channel in colour])  # changes the mode to P
     image.save(file)
 
 

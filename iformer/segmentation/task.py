@@ -1,4 +1,4 @@
-"""Training and evaluation of segmenters."""
+"""The task of segmentation: training and evaluation of segmenters."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,24 +23,25 @@ PAPER = AdamWCosine(lr=2e-4, min_lr=0.0, base_batch=16, weight_decay=1e-4, warmu
 
 
 class SegmentationTask(Task):
-    """Cross entropy over the labelled pixels, mean intersection over union of the whole set.
+    """A task that trains segmenters with cross entropy and evaluates them by mean intersection over union.
 
-    Batches are ``(N, 3, H, W)`` images and label maps, 255 where there is no label: ``(N, H, W)`` in training, of any
-    size in evaluation, which is at the label map's.
+    The loss is averaged over the labelled pixels, and the scores are computed over the whole dataset. Batches are
+    images ``(N, 3, H, W)`` and label maps, which are 255 where there is no label. In training the label maps are
+    ``(N, H, W)``; in evaluation they may have any size, and predictions are compared with them at that size.
 
     Args:
-        backbone: A timm model's name, ``iformer_small`` say.
-        num_classes: The number of classes; as many as the data names.
-        architecture: ``semantic_fpn`` or ``upernet``.
+        backbone: The name of a timm model, such as ``iformer_small``.
+        num_classes: The number of classes, which must equal that of the data.
+        architecture: The name of the architecture, ``semantic_fpn`` or ``upernet``.
         pretrained: The backbone's weights: ``true`` for the released ones, a file, or a saved classifier's folder.
         model_args: Further arguments of the function in :mod:`iformer.segmentation.model`, such as ``neck_channels``
             and ``backbone_args``.
         optimization: The optimiser and its schedule.
-        window: Height and width of a window that slides over images in evaluation; None takes them whole.
-        flip_test: Average the prediction with that for the mirrored image, in evaluation. Like ``window`` it is kept
-            for ``iformer predict``.
-        channels_last: Keep images and weights in the memory format that convolutions prefer.
-        pictures: How many images of the test to show in ``pictures.png``, with their labels and what was predicted.
+        window: The height and width of a window that slides over the images in evaluation; None takes them whole.
+        flip_test: Whether evaluation averages the prediction with that for the mirrored image. Like ``window``, it is
+            saved with the model, so that ``iformer predict`` uses it too.
+        channels_last: Whether to keep images and weights in the memory format that convolutions prefer.
+        pictures: The number of test images that ``pictures.png`` shows with their labels and predictions.
 
     Raises:
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit.
@@ -81,19 +82,21 @@ class SegmentationTask(Task):
         """Compare the classes of data and model, and group the parameters while they are whole.
 
         Raises:
-            ValueError: The data has another number of classes, or ``window`` is to be used with FSDP.
+            ValueError: The data has a different number of classes, or ``window`` is set together with FSDP.
         """
         if self.window is not None and isinstance(self.trainer.strategy, FSDPStrategy):
             # Shards are gathered in each forward pass, and the ranks' images need different numbers of windows.
-            raise ValueError("model.init_args.window does not go with trainer.strategy fsdp, expected null or ddp")
+            raise ValueError(
+                "model.init_args.window does not go with trainer.strategy fsdp; set it to null, or use ddp"
+            )
         super().setup(stage)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` -> logits ``(N, num_classes, H, W)``."""
+        """Return logits ``(N, num_classes, H, W)`` for images ``(N, 3, H, W)``."""
         return self.model(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of a batch."""
+        """Return the loss of a batch."""
         images, labels = batch
         loss = _loss(self(images), labels)
         self.log("loss", loss, prog_bar=True, batch_size=len(labels))
@@ -116,18 +119,18 @@ class SegmentationTask(Task):
         logits = inference.logits(self, images, self.window, self.flip_test)
         found = inference.labels(logits, (labels.shape[-2], labels.shape[-1]))
         self.confusion.update(found, labels.long())
-        # At the size of the image, which may be smaller than that of the label map by much.
+        # The loss is computed at the image's size, which may be much smaller than the label map's.
         small = F.interpolate(labels[:, None].float(), logits.shape[-2:]).squeeze(1)
         labelled = int((small != IGNORE).sum())
         self.log(f"{stage}_loss", _loss(logits, small), batch_size=labelled, sync_dist=True)  # the mean of all pixels
         return found
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores of the whole set."""
+        """Log the scores over the whole dataset."""
         self._finish("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the scores of the whole set; write ``per_class.csv``, ``confusion.csv`` and the pictures."""
+        """Log the scores over the whole dataset; write ``per_class.csv``, ``confusion.csv`` and the pictures."""
         confusion = self._finish("test")
         self.write_confusion(confusion)
         if self.trainer.is_global_zero and self._shown and (config := self.of_data("data_config")):
@@ -135,7 +138,7 @@ class SegmentationTask(Task):
         self._shown = []
 
     def _finish(self, stage: str) -> Tensor:
-        """Log the scores of all ranks' images together; the same on every rank."""
+        """Log the scores over the images of all ranks, and return their confusion matrix, the same on every rank."""
         confusion = self.confusion.compute()
         self.confusion.reset()
         self.keep_per_class(metrics.per_class(confusion, self.class_names))
@@ -145,13 +148,13 @@ class SegmentationTask(Task):
         return confusion.cpu()
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write ``model`` into ``folder`` with all that is needed to use it."""
+        """Write ``model`` and all that is needed to use it into ``folder``."""
         settings = {"network": self.network, "window": self.window, "flip_test": self.flip_test}
         saved.save_assembled(model, folder, "segmentation", {**settings, **(self.of_data("data_config") or {})})
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of the labelled pixels; 0 where there are none."""
+    """Return the mean cross entropy over the labelled pixels, or 0 if there are none."""
     labels = labels.long()
     labelled = (labels != IGNORE).sum().clamp(min=1)
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / labelled

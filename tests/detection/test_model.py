@@ -88,7 +88,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("backbone", "told"),
     [
-        ("vit_tiny_patch16_224", r"has maps of stride \[16, 16, 16, 16\], expected four that double"),
+        ("vit_tiny_patch16_224", r"has maps of strides \[16, 16, 16, 16\], expected four, each twice"),
         ("gcvit_xxtiny", "takes images of certain sizes only"),
     ],
 )
@@ -105,11 +105,11 @@ def test_gradient_checkpointing_is_refused_where_there_is_none(monkeypatch: pyte
     model = mask_rcnn("iformer_nano", **SMALL)
     monkeypatch.setattr(model.backbone.features.model, "set_grad_checkpointing", without)
     model.set_grad_checkpointing(False)
-    with pytest.raises(ValueError, match="InceptionTransformer has none"):
+    with pytest.raises(ValueError, match="InceptionTransformer does not support it"):
         model.set_grad_checkpointing()
 
 
 @pytest.mark.parametrize("name", ["image_mean", "box_head", "kwargs"])
 def test_what_is_made_here_is_no_setting(name: str) -> None:
-    with pytest.raises(ValueError, match=f"Mask R-CNN has no {name}"):
+    with pytest.raises(ValueError, match=f"Mask R-CNN has no argument {name}"):
         mask_rcnn("iformer_nano", **SMALL, **{name: None})

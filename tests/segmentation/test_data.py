@@ -193,7 +193,7 @@ def test_wrong_arguments_are_named(scenes: Path, arguments: dict[str, Any], told
 
 
 def test_images_of_several_sizes_do_not_make_a_batch(scenes: Path) -> None:
-    with pytest.raises(ValueError, match="eval_batch_size is 2, but images differ in size; expected 1"):
+    with pytest.raises(ValueError, match="eval_batch_size is 2, but the images differ in size; expected 1"):
         next(iter(data(scenes, eval_batch_size=2).val_dataloader()))
 
 
