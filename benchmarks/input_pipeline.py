@@ -27,7 +27,7 @@ from iformer.common.images import find_images, read_image
 from iformer.common.provenance import provenance
 from iformer.training.resumable import seed_from
 
-# Supplement to the paper: the transforms of iFormer's training on ImageNet-1K. Mixup and CutMix are the task's.
+# The paper's Section 4.1: the transforms of iFormer's training on ImageNet-1K. Mixup and CutMix are the task's.
 RECIPE: dict[str, Any] = {
     "image_size": 224,
     "auto_augment": "rand-m9-mstd0.5-inc1",
