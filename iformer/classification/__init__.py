@@ -1,1 +1,1 @@
-"""Image classification: data, training and prediction."""
+"""Image classification: data and task."""

@@ -1,1 +1,1 @@
-"""What every other package uses: images, files, pages, figures and provenance."""
+"""What every other room uses: images, files, pages, figures, provenance."""

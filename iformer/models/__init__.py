@@ -1,1 +1,1 @@
-"""The Inception Transformer, its presets, and everything that loads and saves models."""
+"""The Inception Transformer and its presets."""

@@ -1,1 +1,1 @@
-"""What the three tasks share in training: recipes, the launcher, checkpoints, exact resumption and optimisation."""
+"""What the tasks share: optimisation and callbacks."""
