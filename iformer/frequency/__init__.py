@@ -1,1 +1,1 @@
-"""What models see: spectra of layers and branches, attention distance, receptive fields, Grad-CAM."""
+"""The frequency study of what models see: spectra, attention distance, receptive fields and Grad-CAM."""
