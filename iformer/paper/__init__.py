@@ -1,1 +1,1 @@
-"""The paper's tables and figures beside what is measured."""
+"""The paper's tables and figures beside measurements of today's models."""
