@@ -1,4 +1,4 @@
-"""`iformer analyze`: what models make of images, as figures, a page and numbers."""
+"""``iformer analyze``: an analysis of models on images, written as figures, pages and numbers."""
 
 import base64
 import itertools
@@ -28,36 +28,36 @@ RECEPTIVE_FIELD_IMAGES = 32
 
 CAPTIONS = {
     "fig_1a_spectra": "Fourier spectra of blocks (Fig. 1a): log(1 + amplitude), averaged over channels and images, "
-    "relative to its largest value. The centre is frequency 0; π is a change of sign from pixel to pixel.",
-    "fig_1b_relative_log_amplitude": "Relative log amplitude of each block (Fig. 1b): along the spectrum's half "
-    "diagonal, less its value at frequency 0.",
-    "fig_4_branch_spectra": "Fourier spectra of what the branches of the Inception mixers return (Fig. 4), averaged "
+    "relative to the largest value. The centre is frequency 0; π is a change of sign from pixel to pixel.",
+    "fig_1b_relative_log_amplitude": "Relative log amplitude of each block (Fig. 1b): the log amplitude along the half "
+    "diagonal of the spectrum, minus its value at frequency 0.",
+    "fig_4_branch_spectra": "Fourier spectra of the outputs of the Inception mixers' branches (Fig. 4), averaged "
     "over the blocks of each stage.",
     "high_frequency_shares": "Share of high-frequency energy before (hollow) and after (filled) each branch.",
-    "attention_distance": "Mean distance between a position and those that it attends to, in the low-frequency branch "
-    "of each block.",
-    "receptive_field": "Effective receptive field of the centre of each stage's last map: magnitude of the gradient "
-    "with respect to the image.",
-    "grad_cam": "Grad-CAM (Fig. 5): where models find evidence for a class.",
+    "attention_distance": "Mean distance between a position and the positions that it attends to, in the "
+    "low-frequency branch of each block.",
+    "receptive_field": "Effective receptive field of the centre of each stage's last map: the magnitude of its "
+    "gradient with respect to the image.",
+    "grad_cam": "Grad-CAM (Fig. 5): the places where models find evidence for a class.",
 }
 
 DEFINITIONS = {
-    "high-frequency share": "share of a map's energy (squared Fourier amplitudes, its mean left out) at frequencies "
-    "above pi / 2 in at least one direction, those that a map of half the size cannot hold; summed over channels, "
-    "averaged over images and the blocks of a stage, with 95 % confidence intervals over images",
+    "high-frequency share": "share of a map's energy (squared Fourier amplitudes without the mean) at frequencies "
+    "above pi / 2 in at least one direction, which a map of half the size cannot hold; energies are summed "
+    "over channels, and shares are averaged over images and the blocks of a stage, with 95 % confidence intervals over images",
     "verdict": "whether the share differs between a branch's input and output, image by image, with 95 % confidence: "
-    "'raises' is high-pass, 'lowers' low-pass; maps of less than 4x4 hold no low frequency besides their mean, "
-    "and one image has no confidence interval",
-    "points": "input is what a branch takes, operator what its max-pooling, depthwise convolution or attention "
-    "returns, output what the branch returns, linear layer and GELU included",
+    "'raises' means high-pass and 'lowers' low-pass; maps below 4x4 hold no low frequency besides their mean, and one "
+    "image gives no confidence interval",
+    "points": "input is the input of a branch, operator the output of its max-pooling, depthwise convolution or "
+    "attention, and output the output of the branch, with its linear layer and GELU",
     "log amplitude at π": "relative log amplitude at the highest frequency of the half diagonal; -15.9, the logarithm "
-    "of single precision's resolution, says that nothing is there",
+    "of single precision's resolution, means that there is nothing at this frequency",
 }
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found in one model."""
+    """The results of the analysis of one model."""
 
     model: Model
     measurement: Measurement
@@ -79,25 +79,25 @@ def analyze(
     The pages are ``report.html``, which needs no other file, and ``report.md``, which needs the PNGs.
 
     Args:
-        models: The models, the one in question first; see :func:`iformer.frequency.inputs.open_model`.
-        images: Files; unreadable ones are passed over and named in the results.
-        output: Folder, made if it is not there.
-        target: Class that Grad-CAM is to explain, name or number; None for what each model predicts.
-        cams: How many images Grad-CAM is shown for, 0 for none.
-        seed: Of fresh weights, for the record.
+        models: The models, the one to be explained first; see :func:`iformer.frequency.inputs.open_model`.
+        images: The image files; unreadable files are skipped and named in the results.
+        output: The output folder, which is created if necessary.
+        target: The name or number of the class that Grad-CAM explains; None means the class that each model predicts.
+        cams: The number of images for which Grad-CAM is shown; 0 shows none.
+        seed: The seed of fresh weights, which is recorded in the results.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
 
     Raises:
-        ValueError: No image can be read, two models share a name, a model has no maps to look at or not the class.
+        ValueError: No image can be read, two models share a name, or a model has no feature maps or lacks the class.
         OSError: ``output`` cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
     models = _told_apart(models)
     if target is not None:
         for model in models:
-            class_index(model, target)  # now rather than after minutes
+            class_index(model, target)  # a wrong class is found now rather than after minutes
     found = [_analyze(model, images, target, cams) for model in models]
     drawn = draw({each.model.name: each for each in found})
     for name, figure in drawn.items():
@@ -120,7 +120,7 @@ def analyze(
 
 
 def _write_pages(output: Path, results: Mapping[str, Any], drawn: Mapping[str, Figure]) -> None:
-    """Write the results as ``report.html`` and ``report.md``, with the figures that have been saved."""
+    """Write the results as ``report.html`` and ``report.md``, with the figures that were saved."""
     pictures = [
         {
             "caption": next(caption for start, caption in CAPTIONS.items() if name.startswith(start)),
@@ -144,7 +144,7 @@ def _write_pages(output: Path, results: Mapping[str, Any], drawn: Mapping[str, F
 
 
 def _told_apart(models: Sequence[Model]) -> list[Model]:
-    """Return the models, those of one name with the names of their weights too."""
+    """Return the models, renamed by their weights too where several share a name."""
     names = [model.name for model in models]
     told = [
         replace(each, name=f"{each.name}: {Path(each.weights).name}") if names.count(each.name) > 1 else each
@@ -170,9 +170,9 @@ def explain(model: Model, images: Tensor, target: int | None = None) -> Evidence
     """Return Grad-CAM maps of images for one class, or for the class that the model predicts for each.
 
     Args:
-        model: A classifier.
-        images: Normalised, ``(N, C, H, W)``.
-        target: Number of the class.
+        model: The classifier.
+        images: The normalised images ``(N, C, H, W)``.
+        target: The number of the class; None means the class that the model predicts for each image.
     """
     with torch.inference_mode():
         probabilities = model.network(images).softmax(-1)
@@ -186,7 +186,7 @@ def explain(model: Model, images: Tensor, target: int | None = None) -> Evidence
 
 
 def draw(found: Mapping[str, Analysis]) -> dict[str, Figure]:
-    """The figures that there is something to show in, by the names of their files."""
+    """Return the figures that have something to show, by the names of their files."""
     measurements = {name: each.measurement for name, each in found.items()}
     mixers = {name: each.stages for name, each in found.items() if each.stages}
     drawn = {
@@ -209,7 +209,7 @@ def draw(found: Mapping[str, Analysis]) -> dict[str, Figure]:
 
 
 def _document(found: Analysis) -> dict[str, Any]:
-    """What ``results.json`` says of one model."""
+    """Return what ``results.json`` says about one model."""
     return {
         "model": found.model.name,
         "weights": found.model.weights,
@@ -254,7 +254,7 @@ def _document(found: Analysis) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    """As JSON can hold it."""
+    """Return a rounded number, or None for infinity and NaN, which JSON cannot hold."""
     return round(value, 6) if math.isfinite(value) else None
 
 
@@ -270,10 +270,12 @@ HEADER = ("stage", "branch", "input", "operator", "output", "change", "verdict",
 
 
 def rows(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The table of a model's branches: :data:`HEADER`, shares in per cent, the change in percentage points.
+    """Return the rows of the table of a model's branches, with the columns of :data:`HEADER`.
+
+    Shares are in per cent and changes in percentage points.
 
     Args:
-        model: One of the results' models.
+        model: The entry of the model in the results.
     """
 
     def percent(mean: Mapping[str, float | None], sign: str = "") -> str:
@@ -300,7 +302,7 @@ def rows(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def claims(results: Mapping[str, Any]) -> list[str]:
-    """For each model with Inception mixers, in how many stages the branches do what the paper says of them."""
+    """Return a line for each model with Inception mixers: in how many stages its branches act as the paper says."""
     lines = []
     for model in results["models"]:
         parts = []

@@ -1,7 +1,7 @@
-"""Figures of what was measured in models: Figs. 1(a), 1(b), 4 and 5 of the paper, and receptive fields.
+"""Figures of the measurements: Figs. 1(a), 1(b), 4 and 5 of the paper, attention distances and receptive fields.
 
-Each is as wide as a column of a paper (8 cm), or as a page's text (17 cm) where it needs to be, with text of 6 points
-and more, in colours that are told apart with any colour vision.
+Each figure is as wide as a column of a paper (8 cm), or as the text of a page (17 cm) if necessary. Its text has at
+least 6 points, and its colours can be told apart with any colour vision.
 """
 
 import textwrap
@@ -32,20 +32,20 @@ SPECTRA, DEPTH, HEAT = "viridis", "cividis", "inferno"
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The settings that the figures are drawn and are to be saved with."""
+    """Apply the matplotlib settings with which the figures are drawn and saved."""
     with matplotlib.rc_context(PAPER_STYLE):
         yield
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``path`` with the suffixes .png and .svg.
+    """Write a figure to ``path`` twice, with the suffixes .png and .svg.
 
     Raises:
-        OSError: They cannot be written.
+        OSError: The files cannot be written.
     """
     with style(), quiet_fonts():
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # what has been laid out once stays, which saves most of the time
+        figure.set_layout_engine("none")  # keeps the layout for both files, which saves most of the time
         for suffix in (".png", ".svg"):
             save_figure(figure, path.with_suffix(suffix), dpi=300)
 
@@ -59,9 +59,9 @@ def _title(layer: Layer, size: tuple[int, ...]) -> str:
 
 
 def _spectrum(axes: Axes, values: Tensor) -> None:
-    """One spectrum over frequencies from -pi to pi, relative to its largest value."""
+    """Draw a spectrum over frequencies from -pi to pi, relative to its largest value."""
     height, width = values.shape
-    # -pi and pi are the same frequency, which even sides have: shown at both edges, the picture is symmetric.
+    # With even sides, -pi and pi are the same frequency. It is shown at both edges, so that the picture is symmetric.
     periodic = np.pad(values.numpy(), [(0, 1 - height % 2), (0, 1 - width % 2)], mode="wrap")
     bottom, right = (side / (side - 1 + size % 2) for side, size in zip(periodic.shape, values.shape, strict=True))
     axes.imshow(
@@ -82,7 +82,7 @@ def _spectrum_bar(figure: Figure, grid: Any) -> None:
 
 
 def _share_axes_labels(grid: Any) -> None:
-    """Labels at the outer edges only."""
+    """Keep the tick labels at the outer edges of a grid only."""
     for axes in grid[:, 1:].flat:
         axes.set_yticklabels([])
     for axes in grid[:-1].flat:
@@ -90,11 +90,11 @@ def _share_axes_labels(grid: Any) -> None:
 
 
 def layer_spectra(measurements: Mapping[str, Measurement], columns: int = 4) -> Figure:
-    """Fig. 1(a): the Fourier spectra of blocks of growing depth, one row for each model.
+    """Draw Fig. 1(a): the Fourier spectra of blocks of growing depth, one row for each model.
 
     Args:
-        measurements: By the models' names.
-        columns: Blocks of each model, the first and the last among them.
+        measurements: The measurement of each model, by the model's name.
+        columns: The number of blocks to show of each model, the first and the last among them.
     """
     chosen = [_spread(list(measurement.blocks.items()), columns) for measurement in measurements.values()]
     columns = max(map(len, chosen))
@@ -115,13 +115,13 @@ def layer_spectra(measurements: Mapping[str, Measurement], columns: int = 4) -> 
 
 
 def _spread(items: list[Any], count: int) -> list[Any]:
-    """At most ``count`` of them, evenly spread from the first to the last."""
+    """Return at most ``count`` of the items, evenly spread from the first to the last."""
     places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[place] for place in places]
 
 
 def relative_log_amplitudes(measurements: Mapping[str, Measurement]) -> Figure:
-    """Fig. 1(b): one curve for each block, coloured by depth; one panel for each model."""
+    """Draw Fig. 1(b): one curve for each block, coloured by depth, in one panel for each model."""
     across = min(len(measurements), 2)
     down = -(-len(measurements) // across)
     with style():
@@ -130,7 +130,9 @@ def relative_log_amplitudes(measurements: Mapping[str, Measurement]) -> Figure:
         colours = matplotlib.colormaps[DEPTH]
         for axes, (name, measurement) in zip(grid.flat, measurements.items(), strict=False):
             axes.axhline(0, color="0.8", linewidth=0.6, zorder=0)
-            depths = np.linspace(0, 0.93, len(measurement.blocks))  # the palette's last yellow is too pale for a line
+            depths = np.linspace(
+                0, 0.93, len(measurement.blocks)
+            )  # the last yellow of the palette is too pale for a line
             for depth, frequencies in zip(depths, measurement.blocks.values(), strict=True):
                 curve = frequencies.relative_log_amplitude.numpy()
                 marker = "o" if len(curve) < 6 else None
@@ -152,7 +154,7 @@ def relative_log_amplitudes(measurements: Mapping[str, Measurement]) -> Figure:
 
 
 def branch_spectra(stages: Sequence[BranchInStage]) -> Figure:
-    """Fig. 4: the Fourier spectra of what the three branches return, one row for each stage."""
+    """Draw Fig. 4: the Fourier spectra of the outputs of the three branches, one row for each stage."""
     numbers = sorted({each.stage for each in stages})
     there = [branch for branch in BRANCHES if any(each.branch == branch for each in stages)]
     panels = {(each.stage, each.branch): each for each in stages}
@@ -177,7 +179,7 @@ def branch_spectra(stages: Sequence[BranchInStage]) -> Figure:
 
 
 def branch_shares(stages: Mapping[str, Sequence[BranchInStage]]) -> Figure:
-    """What each branch does to the share of high frequencies, stage by stage; one panel for each model.
+    """Draw how each branch changes the share of high frequencies in each stage, in one panel for each model.
 
     Stages whose maps are too small to hold low frequencies are left out.
     """
@@ -218,7 +220,7 @@ def _legend(figure: Figure, handles: list[Line2D]) -> None:
 
 
 def attention_distances(measurements: Mapping[str, Measurement]) -> Figure:
-    """The distance that each head of each block's low-frequency branch spans, beside that of uniform attention."""
+    """Draw the attention distance of each head of each low-frequency branch, beside that of uniform attention."""
     shown = {name: each for name, each in measurements.items() if each.distances}
     with style():
         figure = Figure(figsize=(COLUMN if len(shown) < 3 else PAGE, 2.0), layout="constrained")
@@ -248,7 +250,7 @@ def attention_distances(measurements: Mapping[str, Measurement]) -> Figure:
 
 
 def receptive_fields(fields: Mapping[str, Mapping[Layer, Tensor]]) -> Figure:
-    """Effective receptive fields at the end of each stage, on a logarithmic scale; one row for each model."""
+    """Draw the effective receptive fields at the end of each stage on a logarithmic scale, one row for each model."""
     columns = max(len(found) for found in fields.values())
     with style():
         figure = Figure(figsize=(COLUMN, 0.45 + 0.68 * len(fields)), layout="constrained")
@@ -273,12 +275,12 @@ def receptive_fields(fields: Mapping[str, Mapping[Layer, Tensor]]) -> Figure:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What Grad-CAM shows for a model.
+    """The Grad-CAM maps of a model.
 
     Attributes:
-        pictures: ``(N, H, W, 3)`` or ``(N, H, W, 1)``, from 0 to 1, as the model sees them.
-        maps: ``(N, H, W)``, from 0 to 1.
-        titles: One for each picture: the class that was asked for.
+        pictures: The images as the model sees them, ``(N, H, W, 3)`` or ``(N, H, W, 1)``, from 0 to 1.
+        maps: The maps ``(N, H, W)``, from 0 to 1.
+        titles: The title of each picture: the explained class and its probability.
     """
 
     pictures: Tensor
@@ -287,14 +289,14 @@ class Evidence:
 
 
 def _wrapped(title: str, inches: float) -> str:
-    """Return a class and its share in lines that fit into a width at 6 points, with letters some 0.05 inches wide."""
+    """Return a title broken into lines that fit into a width at 6 points, where letters are about 0.05 inches wide."""
     name, comma, share = title.rpartition(", ")
     lines = textwrap.wrap(f"{short(name)}{comma}{short(share)}", max(8, int(inches / 0.05)))
     return "\n".join(label(line) for line in lines)
 
 
 def class_activation(found: Mapping[str, Evidence]) -> Figure:
-    """Fig. 5: pictures, and below each what Grad-CAM shows for each model, by the models' names."""
+    """Draw Fig. 5: the images, and below them the Grad-CAM maps of each model, by the models' names."""
     first = next(iter(found.values()))
     columns, rows = len(first.pictures), 1 + len(found)
     beside = 0.7  # inches for names and the colour bar

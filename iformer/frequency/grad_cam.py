@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., ICCV 2017), as in the paper's Fig. 5: where a model sees what it names."""
+"""Grad-CAM (Selvaraju et al., ICCV 2017), which shows where a model finds evidence for a class (Fig. 5)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,15 +14,16 @@ from iformer.frequency.layers import Layer, watched
 
 
 def class_layer(model: Any, images: Tensor) -> Layer:
-    """Where to look for a classifier's evidence: the last block whose map is 4x4 at least, so that there is a where.
+    """Return the layer in which to look for a classifier's evidence.
 
-    That is in the last stage, as in the paper, for images of the size that most models are made for. Where a class
-    token alone is classified, the last block's other tokens do not matter any more; what this block normalises first
-    is looked at instead.
+    It is the last block whose map has at least 4x4 positions, because a smaller map hardly tells places apart. For
+    images of the size that most models are made for, this block is in the last stage, as in the paper. If a model
+    classifies its class token alone, the other tokens after the last block have no influence, so the layer is the first
+    norm of that block instead.
 
     Args:
         model: A timm model in evaluation mode.
-        images: Such as it takes, ``(N, C, H, W)``.
+        images: Images ``(N, C, H, W)`` for the model.
     """
     blocks = layers.blocks(model)
     large = blocks[:1]
@@ -36,7 +37,7 @@ def class_layer(model: Any, images: Tensor) -> Layer:
     layer = large[-1]
     if layer.prefix_tokens and getattr(model, "global_pool", "") == "token":
         norm = getattr(layer.module, "norm1", None)
-        if norm is None:  # blocks of parallel branches, each with its own
+        if norm is None:  # a block of parallel branches, each with its own norm
             return large[-2]
         return replace(layer, name=f"{layer.name}.norm1", module=norm)
     return layer
@@ -45,23 +46,25 @@ def class_layer(model: Any, images: Tensor) -> Layer:
 def grad_cam(
     forward: Callable[[Tensor], Tensor], layer: Layer, images: Tensor, target: int | Tensor | None = None
 ) -> Tensor:
-    """Grad-CAM maps: the layer's maps weighted by the mean gradient of a score, positive evidence only.
+    """Return Grad-CAM maps: a layer's maps weighted by the mean gradient of a score, with positive evidence only.
 
-    Any network will do whose score is a function of the layer: that of a detector is the sum of its boxes' scores for
-    a class, say, and that of a segmenter the mean of the class's logits over some region.
+    Any network can be explained whose score is a function of the layer. The score of a detector may be, for example,
+    the sum of its boxes' scores for a class, and that of a segmenter the mean of a class's logits over a region.
 
     Args:
-        forward: Images to the scores of classes, ``(N, classes)``, or to one score for each image, ``(N,)``. A module
-            in evaluation mode, or a function that calls one.
-        layer: A layer of that module.
-        images: ``(N, C, H, W)``.
-        target: The class, one for all images or one for each; None where ``forward`` returns one score for each.
+        forward: A function from images to the scores of the classes, ``(N, classes)``, or to one score for each image,
+            ``(N,)``: a module in evaluation mode, or a function that calls one.
+        layer: The layer of that module to look at.
+        images: The images ``(N, C, H, W)``.
+        target: The class, either one for all images or one for each; None if ``forward`` returns one score for each
+            image.
 
     Returns:
-        ``(N, H, W)``, at the images' size, the largest value of each map 1 (0 where there is no evidence).
+        The maps ``(N, H, W)`` at the size of the images. The largest value of each map is 1, or 0 if there is no
+        evidence.
     """
     size = images.shape[2:]
-    here = nn.Identity()  # Captum looks at maps (N, C, H, W), which here() sees in whatever layout the model works
+    here = nn.Identity()  # Captum reads maps (N, C, H, W) here, whatever the layout of the model
 
     def pass_by(layer: Layer, features: Any) -> Tensor:
         return layer.restore(here(layer.maps(features, size)), features, size)

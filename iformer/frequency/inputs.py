@@ -1,4 +1,4 @@
-"""What is analysed: models by whatever names them, and image files as each of them takes them."""
+"""The inputs of the analysis: models, and image files prepared for each of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,11 +17,12 @@ from iformer.models.saved import Model
 def open_model(reference: str, weights: str | Path = "", seed: int = 0) -> Model:
     """Return a model to analyse: a classifier, or the backbone of a detector or segmenter.
 
-    Its name tells whether it was trained here, released, or never trained, as ``iformer_nano`` was not.
+    The name of the returned model says "trained" or "untrained" unless its weights are the released ones.
 
     Args:
-        reference: See :func:`iformer.models.saved.resolve`.
-        weights: As there; by default the released weights where there are any, and else fresh ones.
+        reference: A reference to the model, see :func:`iformer.models.saved.resolve`.
+        weights: The weights, as in :func:`iformer.models.saved.resolve`. By default they are the released ones, or
+            fresh ones if none were released.
         seed: The seed of fresh weights.
 
     Raises:
@@ -47,7 +48,7 @@ def untrained(reference: str, weights: str | Path = "", seed: int = 0) -> Model:
 
 
 def class_index(model: Model, target: str) -> int:
-    """Return the class that a name or a number means; the first of ImageNet's several names will do.
+    """Return the number of a class given by its name or number; of ImageNet's several names, the first is enough.
 
     Raises:
         ValueError: The model has no such class.
@@ -63,20 +64,20 @@ def class_index(model: Model, target: str) -> int:
 
 
 def displayed(model: Model, images: Tensor) -> Tensor:
-    """Return normalised images ``(N, C, H, W)`` as pictures ``(N, H, W, C)`` from 0 to 1."""
+    """Return normalised images ``(N, C, H, W)`` as pictures ``(N, H, W, C)`` with values from 0 to 1."""
     mean, std = (torch.tensor(model.config[key]).view(-1, 1, 1) for key in ("mean", "std"))
     return (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 @dataclass
 class ImageFiles:
-    """Image files, read anew for each model as its preprocessing wants them.
+    """Image files that are read and preprocessed anew for each model.
 
     Attributes:
-        paths: The files.
-        batch_size: Images at a time.
-        unreadable: The files that could not be read or made into what a model takes, and why.
-        available: How many files there were to choose from.
+        paths: The image files.
+        batch_size: The number of images in a batch.
+        unreadable: The files that could not be read or prepared for a model, each with the reason.
+        available: The number of files from which these were chosen.
     """
 
     paths: Sequence[Path]
@@ -88,7 +89,7 @@ class ImageFiles:
         self.available = self.available or len(self.paths)
 
     def batches(self, model: Model) -> Iterator[Tensor]:
-        """Yield normalised images ``(N, C, H, W)``; unreadable files are noted and passed over.
+        """Yield batches of normalised images ``(N, C, H, W)``; unreadable files are recorded and skipped.
 
         Raises:
             ValueError: No file could be read.
@@ -103,10 +104,10 @@ class ImageFiles:
             raise ValueError(next(iter(self.unreadable.values()), "no image files"))
 
     def some(self, count: int) -> "ImageFiles":
-        """Return at most ``count`` of the files, evenly spread over their order, and none known to be unreadable."""
+        """Return at most ``count`` of the files, evenly spread in order, without those known to be unreadable."""
         paths = [path for path in self.paths if path not in self.unreadable]
         if len(paths) <= count:
             return ImageFiles(paths, self.batch_size, available=self.available)
-        # The middles of equal parts: sorted folders of classes are drawn from alike.
+        # The middles of equal parts are taken, so that all class folders are sampled alike.
         places = np.floor((np.arange(count) + 0.5) * len(paths) / count).astype(int)
         return ImageFiles([paths[place] for place in places], self.batch_size, available=self.available)

@@ -1,4 +1,4 @@
-"""Where to look in a model: its blocks, and the branches of every Inception mixer, as maps ``(N, C, H, W)``."""
+"""The layers of a model to look at, its blocks and the branches of its Inception mixers, as maps ``(N, C, H, W)``."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from iformer.models.inception_transformer import InceptionBlock
 BRANCHES = ("max-pooling", "convolution", "attention")
 
 Point = Literal["input", "operator", "output"]
-"""Of a branch: what it takes, what its max-pooling, depthwise convolution or attention returns, and what it returns."""
+"""A point of a branch: its input, the output of its max-pooling, depthwise convolution or attention, or its output."""
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.\d+$")
 _NUMBER = re.compile(r"[._](\d+)(?=\.|$)")  # stages.0, or stages_0 in timm's features_only
@@ -23,17 +23,17 @@ _NUMBER = re.compile(r"[._](\d+)(?=\.|$)")  # stages.0, or stages_0 in timm's fe
 
 @dataclass(frozen=True)
 class Layer:
-    """A place in a model where feature maps pass.
+    """A layer of a model whose feature maps can be looked at.
 
     Attributes:
-        name: Of the module, as in ``named_modules()``.
-        module: Whose output, or at the point "input" whose input, is looked at.
-        stage: From 1; 0 where the model has no stages.
-        block: From 1 in each stage; 0 where the layer is no block.
-        branch: One of :data:`BRANCHES`, '' for whole blocks.
-        point: Of the branch.
-        channels_last: Four-dimensional maps are ``(N, H, W, C)``, unless their shape says otherwise.
-        prefix_tokens: Class and register tokens in front of the positions of tokens ``(N, L, C)``, if they are there.
+        name: The name of the module, as in ``named_modules()``.
+        module: The module whose output is looked at, or whose input if ``point`` is "input".
+        stage: The number of the stage, counted from 1; 0 if the model has no stages.
+        block: The number of the block in its stage, counted from 1; 0 if the layer is not a block.
+        branch: The branch, one of :data:`BRANCHES`, or '' for a whole block.
+        point: The point of the branch.
+        channels_last: Whether four-dimensional maps are ``(N, H, W, C)``, unless their shape says otherwise.
+        prefix_tokens: The number of class and register tokens that may precede the positions in tokens ``(N, L, C)``.
     """
 
     name: str
@@ -47,19 +47,19 @@ class Layer:
 
     @property
     def label(self) -> str:
-        """The layer's depth, for people."""
+        """The stage and the block of the layer as text, or its name if it has neither."""
         depth = [f"{kind} {number}" for kind, number in (("stage", self.stage), ("block", self.block)) if number]
         return ", ".join(depth) or self.name
 
     def maps(self, features: Any, image_size: tuple[int, ...]) -> Tensor:
-        """What passes here as maps ``(N, C, H, W)``.
+        """Return the layer's features as maps ``(N, C, H, W)``.
 
         Args:
-            features: Maps, or tokens ``(N, L, C)``, whose grid then has the proportions of the image.
-            image_size: Height and width of the images.
+            features: Maps, or tokens ``(N, L, C)`` whose grid has the proportions of the image.
+            image_size: The height and width of the images.
 
         Raises:
-            ValueError: It is neither.
+            ValueError: The features are neither maps nor a grid of tokens.
         """
         if isinstance(features, Tensor) and features.ndim == 4:
             return features.permute(0, 3, 1, 2) if self._is_channels_last(features, image_size) else features
@@ -73,16 +73,16 @@ class Layer:
         raise ValueError(f"layer {self.name} returns {shape}, expected maps of four dimensions or a grid of tokens")
 
     def restore(self, maps: Tensor, features: Tensor, image_size: tuple[int, ...]) -> Tensor:
-        """The inverse of :meth:`maps`: ``features`` with their maps replaced."""
+        """Return ``features`` with their maps replaced, which is the inverse of :meth:`maps`."""
         if features.ndim == 4:
             return maps.permute(0, 2, 3, 1) if self._is_channels_last(features, image_size) else maps
         tokens = maps.flatten(2).mT
         return torch.cat([features[:, : features.shape[1] - tokens.shape[1]], tokens], 1)
 
     def _is_channels_last(self, features: Tensor, image_size: tuple[int, ...]) -> bool:
-        """As declared, unless maps have the image's proportions in the other layout only.
+        """Return the declared layout, unless the maps have the image's proportions in the other layout only.
 
-        Some models (GC ViT, Swin v2-CR) change the layout around their blocks and declare that of their stages.
+        Some models (GC ViT, Swin v2-CR) change the layout around their blocks, but declare the layout of their stages.
         """
         _, a, b, c = features.shape
         first, last = _proportional((b, c), image_size), _proportional((a, b), image_size)
@@ -90,10 +90,12 @@ class Layer:
 
 
 def blocks(model: Any) -> list[Layer]:
-    """The residual blocks of a timm model, in the order they run; the stages of a model whose blocks have other names.
+    """Return the residual blocks of a timm model in the order in which they run.
+
+    For a model whose blocks have other names, its stages are returned.
 
     Raises:
-        ValueError: It has neither.
+        ValueError: The model has neither blocks nor named stages.
     """
     names = [name for name, module in model.named_modules() if _BLOCK.search(name) and _runs(module)]
     if not names:
@@ -105,12 +107,12 @@ def blocks(model: Any) -> list[Layer]:
 
 
 def last(layers: Iterable[Layer]) -> list[Layer]:
-    """The last block of each stage; where layers are no blocks they are whole stages, and all of them stay."""
+    """Return the last block of each stage; layers that are whole stages are all returned."""
     return list({layer.stage if layer.block else layer.name: layer for layer in layers}.values())
 
 
 def _proportional(size: tuple[int, int], image_size: tuple[int, ...]) -> bool:
-    """Whether a map has the image's proportions, up to a position that rounding adds or leaves out."""
+    """Return whether a map has the image's proportions, up to one position that rounding adds or removes."""
     return abs(size[0] - size[1] * image_size[0] / image_size[1]) <= max(1, image_size[0] / image_size[1])
 
 
@@ -119,7 +121,7 @@ def _runs(module: nn.Module) -> bool:
 
 
 def _layer(model: Any, name: str) -> Layer:
-    """The block or stage ``name``."""
+    """Return the block or stage ``name`` as a layer."""
     module = model.get_submodule(name)
     numbers = [int(number) + 1 for number in _NUMBER.findall(name)]
     block = numbers.pop() if _BLOCK.search(name) else 0
@@ -135,7 +137,7 @@ def _layer(model: Any, name: str) -> Layer:
 
 
 def branches(model: Any) -> list[Layer]:
-    """Three points of each branch of every Inception mixer, in the order they run; none in other models."""
+    """Return the three points of each branch of every Inception mixer in order; other models have none."""
     found = []
     for block in blocks(model):
         if not isinstance(block.module, InceptionBlock):
@@ -171,9 +173,9 @@ def branches(model: Any) -> list[Layer]:
 
 @contextmanager
 def watched(layers: Iterable[Layer], see: Callable[[Layer, Any], Any]) -> Iterator[None]:
-    """Call ``see(layer, features)`` whenever features pass; what it returns, if not None, takes their place.
+    """Call ``see(layer, features)`` whenever features pass a layer.
 
-    Features of the point "input" cannot be replaced.
+    If ``see`` returns a value other than None, it replaces the features. At the point "input" it must return None.
     """
     handles = []
     for layer in layers:

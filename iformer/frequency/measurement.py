@@ -1,4 +1,4 @@
-"""One pass of a model over images: frequencies of its blocks and branches, and the distances that attention spans."""
+"""Measurement of a model in one pass over images: frequencies of blocks and branches, and attention distances."""
 
 import math
 from collections import defaultdict
@@ -16,9 +16,9 @@ from iformer.frequency.receptive_field import AttentionDistance
 from iformer.models.inception_transformer import InceptionBlock
 
 Verdict = Literal["raises", "lowers", "neither", "map too small", "one image"]
-"""What a branch does to the share of high frequencies: high-pass, low-pass, or no difference that chance excludes.
+"""Whether a branch raises or lowers the share of high frequencies, or does neither with 95 % confidence.
 
-The last two say that this cannot be told.
+The last two values say why this cannot be decided.
 """
 UNTOLD = ("map too small", "one image")
 
@@ -32,7 +32,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Tensor) -> "Mean":
-        """Of ``(images,)``; NaNs, which images without any energy give, are left out."""
+        """Return the mean of values ``(images,)`` without NaNs, which come from images without any energy."""
         values = values[values.isfinite()].double()
         margin = 1.96 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(values.mean().item(), margin)
@@ -40,16 +40,16 @@ class Mean:
 
 @dataclass(frozen=True)
 class BranchInStage:
-    """What a branch does to frequencies, averaged over the blocks of a stage.
+    """The frequencies of a branch, averaged over the blocks of a stage.
 
     Attributes:
-        stage: From 1.
-        branch: One of ``layers.BRANCHES``.
-        size: Height and width of the maps.
-        shares: Share of high-frequency energy at each point of the branch.
-        change: Of the share, from the branch's input to its output, image by image.
-        highest: Relative log amplitude at the highest frequency, at each point.
-        spectrum: Of the branch's output, ``(H, W)``.
+        stage: The number of the stage, counted from 1.
+        branch: The branch, one of ``layers.BRANCHES``.
+        size: The height and width of the maps.
+        shares: The share of high-frequency energy at each point of the branch.
+        change: The change of the share from the branch's input to its output, image by image.
+        highest: The relative log amplitude at the highest frequency, at each point of the branch.
+        spectrum: The spectrum of the branch's output, ``(H, W)``.
     """
 
     stage: int
@@ -62,7 +62,7 @@ class BranchInStage:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the branch raises or lowers the share of high frequencies, as far as 95 % confidence goes."""
+        """Whether the branch raises or lowers the share of high frequencies, with 95 % confidence."""
         if not can_be_low(*self.size):
             return "map too small"
         if not math.isfinite(self.change.margin):
@@ -74,14 +74,14 @@ class BranchInStage:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a model makes of images.
+    """The measurement of a model on images.
 
     Attributes:
-        image_size: Height and width of the images as the model took them.
-        images: How many there were.
-        blocks: Frequencies in what each block returns, in order of depth.
-        branches: Frequencies at the three points of each branch of every Inception mixer.
-        distances: What the attention of every Inception mixer spans.
+        image_size: The height and width of the images as the model took them.
+        images: The number of images.
+        blocks: The frequencies in the output of each block, in order of depth.
+        branches: The frequencies at the three points of each branch of every Inception mixer.
+        distances: The attention distances of every Inception mixer.
     """
 
     image_size: tuple[int, ...]
@@ -91,7 +91,7 @@ class Measurement:
     distances: dict[Layer, AttentionDistance]
 
     def stages(self) -> list[BranchInStage]:
-        """The branches, averaged over the blocks of each stage; empty where there is no Inception mixer."""
+        """Return the branches averaged over the blocks of each stage; the list is empty without Inception mixers."""
         grouped: dict[tuple[int, str], dict[Point, list[Frequencies]]] = defaultdict(lambda: defaultdict(list))
         for layer, frequencies in self.branches.items():
             grouped[layer.stage, layer.branch][layer.point].append(frequencies)
@@ -119,11 +119,11 @@ def _average(stage: int, branch: str, points: dict[Point, list[Frequencies]]) ->
 
 @torch.inference_mode()
 def measure(model: Any, batches: Iterable[Tensor]) -> Measurement:
-    """Look at all blocks and branches of a model while images pass, and keep no features.
+    """Measure all blocks and branches of a model on images, without keeping features.
 
     Args:
         model: A timm model in evaluation mode.
-        batches: Images of one size, ``(N, C, H, W)``, normalised for the model.
+        batches: Batches of images ``(N, C, H, W)`` of one size, normalised for the model.
 
     Raises:
         ValueError: There is no image, or the model has no blocks whose features are maps.
@@ -136,7 +136,7 @@ def measure(model: Any, batches: Iterable[Tensor]) -> Measurement:
         if isinstance(block.module, InceptionBlock) and block.module.mixer.attn_branch is not None
     }
     distances = {block: AttentionDistance(branch) for block, branch in attention.items()}
-    # Named like its block, but what passes there are queries, keys and values.
+    # These layers bear the names of their blocks, but their features are queries, keys and values.
     inside = {Layer(block.name, branch.qkv): block for block, branch in attention.items()}
     images = 0
     size: tuple[int, ...] = ()
@@ -153,10 +153,10 @@ def measure(model: Any, batches: Iterable[Tensor]) -> Measurement:
             size = tuple(batch.shape[2:])
             model(batch)
     if not images:
-        raise ValueError("frequencies: no image to look at")
+        raise ValueError("frequencies: there are no images, expected at least one")
     for layer in blocks:
         if not seen[layer].size:
-            raise ValueError(f"{type(model).__name__}: nothing passes its layer {layer.name}")
+            raise ValueError(f"{type(model).__name__}: the layer {layer.name} does not run, so it has no maps")
     return Measurement(
         size, images, {layer: seen[layer] for layer in blocks}, {layer: seen[layer] for layer in branches}, distances
     )

@@ -1,4 +1,4 @@
-"""How far a model looks: the distance that attention spans, and the effective receptive field."""
+"""How far a model looks: attention distances and effective receptive fields."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,16 +9,17 @@ from torch import Tensor
 from iformer.frequency.layers import Layer, watched
 from iformer.models.inception_transformer import AttentionBranch
 
-QUERIES = 1024  # at a time: the attention matrix of a large image does not fit into memory
+QUERIES = 1024  # the number taken at a time: the attention matrix of a large image does not fit into memory
 
 
 class AttentionDistance:
-    """Mean distance between a position and those that it attends to, accumulated over batches.
+    """The mean distance between a position and the positions that it attends to, accumulated over batches.
 
-    Measured where attention acts, on the pooled grid in the first two stages, and stated in pixels of the image.
+    Distances are measured on the grid on which attention acts, which is pooled in the first two stages, and given in
+    pixels of the image.
 
     Args:
-        branch: Whose queries and keys are looked at.
+        branch: The attention branch whose queries and keys are looked at.
     """
 
     def __init__(self, branch: AttentionBranch) -> None:
@@ -28,7 +29,7 @@ class AttentionDistance:
         self.uniform = 0.0
 
     def update(self, qkv: Tensor, image_size: tuple[int, ...]) -> None:
-        """Take in what the branch's ``qkv`` returns, ``(N, h, w, 3 C)``, for images of this height and width."""
+        """Add the output ``(N, h, w, 3 * C)`` of the branch's ``qkv`` for images of this height and width."""
         n, h, w, c = qkv.shape
         q, k, _ = qkv.detach().float().reshape(n, h * w, 3, self.num_heads, c // (3 * self.num_heads)).unbind(2)
         q, k = q.transpose(1, 2), k.transpose(1, 2)
@@ -47,24 +48,24 @@ class AttentionDistance:
 
     @property
     def pixels(self) -> Tensor:
-        """Of each head, averaged over images and positions: ``(heads,)``.
+        """The distance of each head in pixels, averaged over images and positions, ``(heads,)``.
 
-        Compare :attr:`uniform`, which is what attention to all positions alike would span.
+        For comparison, :attr:`uniform` is the distance of attention that weighs all positions equally.
         """
         return torch.as_tensor(self._sum / self._images)
 
 
 def receptive_fields(model: Any, layers: Iterable[Layer], batches: Iterable[Tensor]) -> dict[Layer, Tensor]:
-    """The effective receptive field of the centre of each layer's map: ``(H, W)``, summing to 1.
+    """Return the effective receptive field ``(H, W)`` of the centre of each layer's map; its values sum to 1.
 
-    The gradient of the central features (at ``[h // 2, w // 2]``, summed over channels) with respect to the image,
-    its magnitude summed over the image's channels, averaged over images. After "Understanding the effective receptive
-    field in deep convolutional neural networks" (Luo et al., NeurIPS 2016).
+    It is the gradient of the central features (at ``[h // 2, w // 2]``, summed over channels) with respect to the
+    image. Its magnitude is summed over the image's channels and averaged over images. The definition follows
+    "Understanding the effective receptive field in deep convolutional neural networks" (Luo et al., NeurIPS 2016).
 
     Args:
-        model: In evaluation mode.
-        layers: Of the model, in the order they run.
-        batches: Images, ``(N, C, H, W)``.
+        model: A timm model in evaluation mode.
+        layers: The layers of the model, in the order in which they run.
+        batches: Batches of images ``(N, C, H, W)``.
 
     Raises:
         ValueError: There is no image.
@@ -85,12 +86,12 @@ def receptive_fields(model: Any, layers: Iterable[Layer], batches: Iterable[Tens
             (gradient,) = torch.autograd.grad(centre, images, retain_graph=layer is not layers[-1])
             sums[layer] = sums.get(layer, 0.0) + gradient.abs().double().sum((0, 1))
     if not sums:
-        raise ValueError("receptive fields: no image to look at")
+        raise ValueError("receptive fields: there are no images, expected at least one")
     return {layer: total / total.sum() for layer, total in sums.items()}
 
 
 def area_holding(field: Tensor, share: float) -> float:
-    """The smallest part of the image's area that holds ``share`` of a receptive field: both from 0 to 1."""
+    """Return the smallest part of the image's area that holds ``share`` of a receptive field, both from 0 to 1."""
     held = field.flatten().sort(descending=True).values.cumsum(0)
-    # Not to count a pixel for what rounding leaves.
+    # The tolerance avoids counting a further pixel because of a rounding error.
     return (int((held < share * held[-1] * (1 - 1e-9)).sum()) + 1) / field.numel()

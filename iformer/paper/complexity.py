@@ -1,9 +1,9 @@
 """Parameters and multiply-adds of any network, at any input size, in the two conventions of the paper.
 
-Multiply-adds (MACs) are what the paper calls FLOPs. They are counted where they happen: the network runs once on one
-image and every tensor operation that reaches PyTorch's dispatcher is weighed by its shapes. So whatever a model is made
-of is seen, and nothing but shapes matters: a model on the meta device, which computes nothing, gives the same figures
-as one on a processor.
+Multiply-adds (MACs) are what the paper calls FLOPs. The network runs once on one image, and the cost of every tensor
+operation that reaches PyTorch's dispatcher is computed from its shapes. All operations of a model are thus counted,
+whatever its modules are, and only shapes matter: a model on the meta device, which computes nothing, gives the same
+figures as one on a CPU.
 """
 
 from collections import Counter
@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 Kind = Literal["convolution", "linear", "attention", "normalisation", "upsampling"]
-"""What multiply-adds are spent on. "linear" is any product with weights, "attention" any product of two activations."""
+"""A kind of operation. "linear" is any product with weights, and "attention" any product of two activations."""
 
 Convention = Literal["complete", "layers"]
-"""Which kinds count: "complete" all of them, "layers" all but attention."""
+"""A convention of counting: "complete" counts all kinds of operations, "layers" all but attention."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CONVENTIONS: dict[Convention, tuple[Kind, ...]] = {
@@ -33,12 +33,12 @@ CONVENTIONS: dict[Convention, tuple[Kind, ...]] = {
     "layers": tuple(kind for kind in KINDS if kind != "attention"),  # Tables 3 and 4
 }
 
-# Multiply-adds per element of what is normalised. A product of two matrices or a convolution needs no such table:
-# PyTorch knows the cost of its own.
+# Multiply-adds per normalised element. Matrix products and convolutions need no such figures, because PyTorch knows
+# their cost.
 _BATCH_NORM = 2
 _LAYER_NORM = 5
 
-# What torch.nn.init and timm draw weights with.
+# The methods with which torch.nn.init and timm draw weights.
 _SETTING_VALUES = {
     getattr(Tensor, name) for name in ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
 }
@@ -46,13 +46,13 @@ _SETTING_VALUES = {
 
 @dataclass(frozen=True)
 class Complexity:
-    """What one forward pass of a network costs, for a single image.
+    """The cost of one forward pass of a network for a single image.
 
     Attributes:
-        input_size: Channels, height and width of the image.
-        parameters: Learned values, shared ones once.
-        by_module: Multiply-adds of each module, by kind of operation, with all that it contains. Names are those of
-            ``named_modules()``, '' being the whole network; modules that spend none are left out.
+        input_size: The channels, height and width of the image.
+        parameters: The number of parameters; shared ones count once.
+        by_module: The multiply-adds of each module and all that it contains, by kind of operation. The names are those
+            of ``named_modules()``, where '' is the whole network. Modules without multiply-adds are left out.
     """
 
     input_size: tuple[int, int, int]
@@ -60,27 +60,27 @@ class Complexity:
     by_module: Mapping[str, Mapping[Kind, int]]
 
     def by_kind(self, convention: Convention = "complete", module: str = "") -> dict[Kind, int]:
-        """Multiply-adds of ``module`` by kind of operation, for the kinds that ``convention`` counts.
+        """Return the multiply-adds of ``module`` for each kind of operation that ``convention`` counts.
 
         Raises:
-            ValueError: There is no such convention, or no module of that name that spends any.
+            ValueError: There is no such convention, or no module of that name with multiply-adds.
         """
         if convention not in CONVENTIONS:
             raise ValueError(f"convention is {convention!r}, expected one of {', '.join(CONVENTIONS)}")
         if module not in self.by_module:
-            raise ValueError(f"no module {module!r} spends multiply-adds, expected one of by_module")
+            raise ValueError(f"no module {module!r} has multiply-adds, expected one of by_module")
         return {kind: self.by_module[module][kind] for kind in CONVENTIONS[convention]}
 
     def multiply_adds(self, convention: Convention = "complete", module: str = "") -> int:
-        """Multiply-adds of ``module``, by default of the whole network.
+        """Return the multiply-adds of ``module``, by default of the whole network.
 
         Raises:
-            ValueError: There is no such convention, or no module of that name that spends any.
+            ValueError: There is no such convention, or no module of that name with multiply-adds.
         """
         return sum(self.by_kind(convention, module).values())
 
     def stages(self) -> list[str]:
-        """Names of the modules that make up the network, in the order they run, ``stages`` one by one."""
+        """Return the names of the network's top modules in the order in which they run, with each of its stages."""
         return [
             name for name in self.by_module if name and name != "stages" and "." not in name.removeprefix("stages.")
         ]
@@ -89,16 +89,16 @@ class Complexity:
 def count(model: nn.Module, input_size: Sequence[int]) -> Complexity:
     """Count the parameters and multiply-adds of ``model``.
 
-    The model is run once, in evaluation mode and on the device that it is on, and left as it was. On the meta device
-    that takes no arithmetic and hardly any memory. Attention counts as its two matrix products, whether the model
-    spells them out or calls a fused kernel.
+    The model runs once in evaluation mode, on its own device, and is left unchanged. On the meta device this takes no
+    arithmetic and hardly any memory. Attention counts as its two matrix products, whether the model writes them out or
+    calls a fused kernel.
 
     Args:
-        model: Any network that takes a batch of images, ``(1, C, H, W)``.
-        input_size: Channels, height and width in pixels.
+        model: Any network that takes a batch of images ``(1, C, H, W)``.
+        input_size: The channels of the image, and its height and width in pixels.
 
     Raises:
-        ValueError: ``input_size`` is not three positive whole numbers.
+        ValueError: ``input_size`` does not consist of three positive whole numbers.
     """
     if len(input_size) != 3 or any(not isinstance(side, int) or side < 1 for side in input_size):
         raise ValueError(f"input_size is {tuple(input_size)}, expected channels, height and width")
@@ -110,14 +110,14 @@ def count(model: nn.Module, input_size: Sequence[int]) -> Complexity:
 
 
 def build(name: str, **model_args: Any) -> nn.Module:
-    """Return timm's model ``name`` on the meta device: shapes are all that counting needs, so no weight is drawn."""
+    """Return timm's model ``name`` on the meta device, without drawing weights: counting needs only shapes."""
     with torch.device("meta"), _WithoutValues():
         model: nn.Module = timm.create_model(name, **model_args)
     return model
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Leaves out what only sets values, which tensors on the meta device do not have."""
+    """A mode that skips operations that only set values, because tensors on the meta device have none."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         return args[0] if func in _SETTING_VALUES else func(*args, **(kwargs or {}))
@@ -125,14 +125,14 @@ class _WithoutValues(TorchFunctionMode):
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Make ``model`` run in a way that a counter can see all of, and leave no trace of it behind."""
+    """Make ``model`` run in a way that shows a counter every operation, and restore its state afterwards."""
     training = [module for module in model.modules() if module.training]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation for a whole nn.MultiheadAttention
+    torch.backends.mha.set_fastpath_enabled(False)  # it would hide a whole nn.MultiheadAttention in one operation
     try:
-        # Each fused attention kernel has an operation of its own, and some pad the heads: ask for the one that is
-        # written as two matrix products. Under inference mode compound operations would not come apart.
+        # Each fused attention kernel is an operation of its own, and some pad the heads, so the kernel that consists of
+        # two matrix products is chosen. Inference mode is off because it would not decompose compound operations.
         with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
@@ -142,7 +142,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the multiply-adds of the operations that run inside it, for every module they run in."""
+    """A mode that adds up the multiply-adds of the operations that run inside it, for each module that runs them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -180,10 +180,10 @@ class _Counter(TorchDispatchMode):
         return out
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        """Return the result of an operation, on the meta device that of an earlier one on tensors of the same shapes.
+        """Return the result of an operation; on the meta device, reuse an earlier result for the same shapes.
 
-        The blocks of a network repeat, and some operations take PyTorch a millisecond there. What shares memory with an
-        input is always made anew: by their memory, products with weights are told from those of activations.
+        The blocks of a network repeat, and some operations take PyTorch a millisecond on that device. Results that
+        share memory with an input are always computed anew: products with weights are recognised by their memory.
         """
         inputs = [] if func.is_view else _tensors((*args, *kwargs.values()))
         if not inputs or not all(tensor.is_meta for tensor in inputs):
@@ -198,16 +198,16 @@ class _Counter(TorchDispatchMode):
         return _apart(self._results[key])
 
     def _weigh(self, operation: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> tuple[Kind, int] | None:
-        """Kind and multiply-adds of one operation; None where it costs none that the paper counts."""
+        """Return the kind and the multiply-adds of an operation, or None if the paper counts none for it."""
         name = str(operation)
         if operation in flop_registry:
             multiply_adds = flop_registry[operation](*args, **kwargs, out_val=out) // 2  # a multiply-add is two flops
             if "conv" in name:
                 return "convolution", multiply_adds
-            # A linear layer's product may arrive in any shape, batched too. What tells it is that it holds weights.
+            # The product of a linear layer may have any shape, even a batched one, so it is recognised by its weights.
             linear = any(isinstance(arg, Tensor) and arg.untyped_storage() in self._weights for arg in args)
             return ("linear" if linear else "attention"), multiply_adds
-        # Devices have their own names for these: native_batch_norm, cudnn_batch_norm...
+        # The names differ between devices: native_batch_norm, cudnn_batch_norm and so on.
         if "batch_norm" in name:
             return "normalisation", _BATCH_NORM * args[0].numel()
         if "layer_norm" in name or "group_norm" in name:
@@ -218,20 +218,20 @@ class _Counter(TorchDispatchMode):
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among an operation's arguments or results, which may be lists of them."""
+    """Return the tensors among an operation's arguments or results, some of which may be lists of tensors."""
     leaves = (leaf for value in values for leaf in (value if isinstance(value, list | tuple) else (value,)))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _apart(result: Any) -> Any:
-    """The same result in tensors of its own, so that one may change its shape in place."""
+    """Return a result in new tensors, whose shape can be changed in place without changing the stored result."""
     if isinstance(result, list | tuple):
         return tuple(map(_apart, result))
     return result.detach() if isinstance(result, Tensor) else result
 
 
 def _signature(value: Any) -> tuple[Any, ...]:
-    """What the shapes of an operation's results depend on."""
+    """Return all of an argument that the shapes of an operation's results depend on."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):

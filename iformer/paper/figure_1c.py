@@ -1,4 +1,4 @@
-"""Fig. 1(c): top-1 accuracy against parameters and against multiply-adds, from the paper's Table 1."""
+"""Fig. 1(c): top-1 accuracy over parameters and over multiply-adds, from Table 1 of the paper."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 from iformer.common.plotting import BLUE, GREEN, ORANGE, PAPER_STYLE, PURPLE, save_figure
 from iformer.paper.published import TABLE_1, Row
 
-# Markers tell the families of one colour apart.
+# Markers distinguish the families of one colour.
 _COLOURS = {"CNN": BLUE, "ViT": GREEN, "Hybrid": PURPLE}
 _IFORMER = ORANGE
 _MARKERS = "osD^vPXd"
@@ -27,12 +27,15 @@ _STYLE = {
 
 
 def draw(path: str | Path) -> None:
-    """Draw the figure to ``path``, 5.5 inches wide like a page's text; its suffix says the format (png, pdf, svg).
+    """Draw the figure into a file, 5.5 inches wide like the text of a page.
 
-    All figures are the paper's, so the models that timm lacks are there too.
+    All values are the paper's, so the figure includes models that timm lacks.
+
+    Args:
+        path: The file to write, whose suffix determines the format, such as png, pdf or svg.
 
     Raises:
-        ValueError: The suffix is no format that matplotlib writes.
+        ValueError: The suffix is not a format that matplotlib writes.
         OSError: The file cannot be written.
     """
     if not Path(path).suffix:
@@ -54,7 +57,7 @@ def draw(path: str | Path) -> None:
 
 
 def _panel(axes: Axes, families: dict[str, list[Row]], quantity: str, ticks: list[int]) -> dict[str, list[Line2D]]:
-    """Draw one line per family, from its smallest model to its largest. Returns the lines by kind of model."""
+    """Draw one line per family, from its smallest model to its largest, and return the lines by kind of model."""
     lines: dict[str, list[Line2D]] = {kind: [] for kind in _COLOURS}
     for family, rows in families.items():
         kind, ours = rows[0].kind, family == "iFormer"
@@ -86,7 +89,7 @@ def _panel(axes: Axes, families: dict[str, list[Row]], quantity: str, ticks: lis
 
 
 def _legend(figure: Figure, lines: dict[str, list[Line2D]]) -> None:
-    """Columns of three families each, headed by their kind."""
+    """Draw the legend in columns of three families each, headed by their kind."""
     handles: list[Line2D] = []
     for kind, members in lines.items():
         for start in range(0, len(members), 3):

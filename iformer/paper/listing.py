@@ -1,4 +1,4 @@
-"""The presets and what each costs: the list behind ``iformer list``."""
+"""The list of the presets and their costs that ``iformer list`` prints."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -13,10 +13,15 @@ from iformer.paper.complexity import build, count
 
 @dataclass(frozen=True)
 class Listing:
-    """A preset: its timm name, image side in pixels, learned values, multiply-adds (complete count) and frequency ramp.
+    """A preset and what it costs.
 
-    ``attention_heads`` is the ramp: for each block of each stage, how many of the stage's ``num_heads`` are low
-    frequency.
+    Attributes:
+        name: The preset's name in timm.
+        image_size: The side of its images in pixels.
+        parameters: The number of parameters.
+        multiply_adds: The number of multiply-adds for one image, by the complete count.
+        attention_heads: The frequency ramp: for each block of each stage, the number of low-frequency heads.
+        num_heads: The number of heads of each stage, high-frequency ones included.
     """
 
     name: str
@@ -28,7 +33,7 @@ class Listing:
 
     @property
     def ramp(self) -> str:
-        """The ramp in short, stage by stage: '7/10 x4 9/10 x5' is 7 of 10 heads in 4 blocks, then 9 of 10 in 5."""
+        """The ramp in short, stage by stage: '7/10 x4 9/10 x5' means 7 of 10 heads in 4 blocks, then 9 of 10 in 5."""
         stages = [
             " ".join(f"{low}/{total} x{len(list(run))}" for low, run in groupby(heads))
             for heads, total in zip(self.attention_heads, self.num_heads, strict=True)
@@ -37,7 +42,7 @@ class Listing:
 
 
 def presets() -> list[Listing]:
-    """Measure every preset at its own image size."""
+    """Return every preset, measured at its own image size."""
     listings = []
     for name in PRESETS:
         model: Any = build(name)
@@ -51,12 +56,12 @@ def presets() -> list[Listing]:
 
 
 def document(listings: Iterable[Listing]) -> list[dict[str, Any]]:
-    """The presets as a JSON document, in single parameters and multiply-adds."""
+    """Return the presets as a JSON document, with exact numbers of parameters and multiply-adds."""
     return [asdict(listing) for listing in listings]
 
 
 def render(listings: Iterable[Listing]) -> Table:
-    """The presets for a terminal."""
+    """Return the presets as a table for the terminal."""
     view = Table(box=None, padding=(0, 1), header_style="bold")
     view.add_column("Preset", no_wrap=True)
     for heading in ("px", "Params M", "MACs G"):

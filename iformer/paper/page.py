@@ -1,4 +1,4 @@
-"""The page of the documentation about the measured tables."""
+"""The documentation's page about the measured tables."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from iformer.paper.tables import LEGEND, MARKS, MeasuredTable, cells, notes, oth
 
 
 def markdown(measured: Sequence[MeasuredTable]) -> str:
-    """The page about the measured tables: how they were counted, the tables, and where they disagree."""
+    """Return the page in Markdown: how multiply-adds are counted, the tables, and where the figures disagree."""
     versions = provenance(0)["versions"]
     releases = ", ".join(f"{name} {versions[name]}" for name in ("iformer-inception", "timm", "torch"))
     lines = [
@@ -95,7 +95,7 @@ def _table(table: MeasuredTable) -> list[str]:
 
 
 def _verdicts(table: MeasuredTable) -> list[str]:
-    """How many figures agree, and which do not and why."""
+    """Return the lines that say how many figures agree, and which do not and why."""
     figures = defaultdict(list)
     for row in table.rows:
         for comparison, unit in ((row.parameters, "M"), (row.multiply_adds, "G")):
@@ -119,6 +119,6 @@ def _giga(multiply_adds: int) -> str:
 
 
 def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table, its names to the left and its numbers to the right."""
+    """Return a Markdown table with names aligned to the left and numbers to the right."""
     rule = ["---" if name in ("", "image", "method", "timm model") else "---:" for name in header]
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]

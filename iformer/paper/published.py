@@ -1,6 +1,6 @@
-"""The figures that the paper prints, as it prints them: rounding is part of a figure, so they are text.
+"""The figures that the paper prints, kept as text because their rounding matters. None of them is measured here.
 
-"Inception Transformer", NeurIPS 2022, https://arxiv.org/abs/2205.12956. Nothing here is measured.
+The paper is "Inception Transformer", NeurIPS 2022, https://arxiv.org/abs/2205.12956.
 """
 
 from dataclasses import dataclass, field
@@ -13,15 +13,16 @@ class Row:
 
     Attributes:
         method: The paper's name for the model.
-        parameters: Millions.
-        multiply_adds: Billions.
-        size: Height and width of the (test) images in pixels.
-        accuracies: One for each of the table's ``accuracies``, '-' where the paper gives none.
-        model: timm's name for the model, '' if timm has none.
-        model_args: Arguments that make timm's model this one.
-        kind: 'CNN', 'ViT' or 'Hybrid', where the paper says.
-        note: What a reader must know before comparing this row's figures.
-        stand_in: timm carries a close relative, not this model: its figures are no check of the paper's.
+        parameters: The number of parameters in millions.
+        multiply_adds: The number of multiply-adds in billions.
+        size: The height and width of the (test) images in pixels.
+        accuracies: A value for each of the table's ``accuracies``, or '-' if the paper gives none.
+        model: timm's name for the model, or '' if timm lacks it.
+        model_args: The arguments with which timm's model equals this one.
+        kind: 'CNN', 'ViT' or 'Hybrid', or '' if the paper does not say.
+        note: What a reader must know before comparing the figures of this row.
+        stand_in: Whether ``model`` is only a close relative of the paper's model, so that its figures cannot check the
+            paper's.
     """
 
     method: str
@@ -38,7 +39,14 @@ class Row:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper."""
+    """A table of the paper.
+
+    Attributes:
+        number: The number of the table.
+        title: The title of the table.
+        accuracies: The names of its accuracy columns.
+        rows: The rows of the table.
+    """
 
     number: int
     title: str
@@ -54,17 +62,17 @@ _PVT_V2: dict[str, Any] = {
     "stand_in": True,
 }
 _AT_384 = (
-    "The released weights for 384 pixels hold position embeddings of the grid of 224, which are resized as the network "
+    "The released weights for 384 pixels hold position embeddings for 224 pixels, which are resized as the network "
     "runs, so that a model has as many parameters at 384 as at 224."
 )
 _COCO = (800, 1280)
 _ADE20K = (512, 2048)
-_RESNET_C = "ResNet-C, usual in segmentation, whose stem has three 3x3 convolutions, gives the paper's figures."
+_RESNET_C = "ResNet-C, usual in segmentation with three 3x3 convolutions in its stem, gives the paper's figures."
 _UPERNET = (
-    "Of the authors' page, not of the paper. The decoder is that of segmentation_models_pytorch, which lacks the "
-    "auxiliary head that is usual in training; with it (0.8 M) the parameters are 49 M too."
+    "This row is from the authors' page, not from the paper. The decoder is that of segmentation_models_pytorch, which "
+    "lacks the auxiliary head that is usual in training; with that head (0.8 M), the parameters are 49 M too."
 )
-_RAMP = "The paper does not print this ramp's heads per block; the preset's give the paper's figures."
+_RAMP = "The paper does not print this ramp's heads per block; those of the preset give the paper's figures."
 
 # fmt: off
 TABLE_1 = PaperTable(1, "Classification on ImageNet-1K", ("top-1", "top-5"), (

@@ -1,7 +1,7 @@
 """The paper's tables of parameters and multiply-adds, measured again.
 
-Our figures are never stored: every call builds the models, on the meta device where they cost no memory, and counts.
-Accuracies are the paper's.
+The measured figures are never stored: every call builds the models on the meta device, where they take no memory, and
+counts. The accuracies are the paper's.
 """
 
 from collections import defaultdict
@@ -26,7 +26,7 @@ Agreement = Literal["agrees", "cut off", "differs", "stand-in"]
 
 MARKS: dict[Agreement, str] = {"agrees": "", "cut off": "↓", "differs": "≠", "stand-in": "~"}
 LEGEND: dict[Agreement, str] = {
-    "cut off": "the paper's figure is ours with the further digits cut off, where rounding gives another",
+    "cut off": "the paper's figure is ours with further digits cut off, while rounding gives another",
     "differs": "the figures disagree at the paper's precision",
     "stand-in": "a relative of the paper's model, shown for scale only",
 }
@@ -34,7 +34,13 @@ LEGEND: dict[Agreement, str] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure of the paper, as printed, beside ours in the same unit (millions or billions)."""
+    """A figure of the paper beside ours in the same unit, millions or billions.
+
+    Attributes:
+        paper: The paper's figure as printed.
+        ours: The measured figure.
+        stand_in: Whether the measured model is only a relative of the paper's.
+    """
 
     paper: str
     ours: Decimal
@@ -42,12 +48,12 @@ class Comparison:
 
     @property
     def difference(self) -> Decimal:
-        """Ours less the paper's."""
+        """The measured figure minus the paper's."""
         return self.ours - Decimal(self.paper)
 
     @property
     def agreement(self) -> Agreement:
-        """Whether the paper's figure is ours at the paper's precision."""
+        """Whether the two figures agree at the paper's precision."""
         paper = Decimal(self.paper)
         if self.stand_in:
             return "stand-in"
@@ -56,15 +62,19 @@ class Comparison:
         return "cut off" if self.ours.quantize(paper, ROUND_DOWN) == paper else "differs"
 
     def texts(self) -> tuple[str, str, str]:
-        """The paper's figure, ours, and the difference with its mark."""
+        """Return the paper's figure, ours, and the difference with its mark as text."""
         return self.paper, f"{self.ours:.3f}", f"{self.difference:+.3f} {MARKS[self.agreement]}".rstrip()
 
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """A row of the paper and what its model measures: millions of parameters, billions of multiply-adds.
+    """A row of the paper and the figures measured from its model.
 
-    ``multiply_adds`` are counted as the paper's table does it, ``conventions`` in every way.
+    Attributes:
+        paper: The paper's row.
+        parameters: The parameters in millions.
+        multiply_adds: The multiply-adds in billions, counted by the convention of the paper's table.
+        conventions: The measured multiply-adds in billions by each convention.
     """
 
     paper: Row
@@ -75,7 +85,14 @@ class MeasuredRow:
 
 @dataclass(frozen=True)
 class MeasuredTable:
-    """A table of the paper: the rows that could be measured, and the names of those that could not."""
+    """A table of the paper with its measured figures.
+
+    Attributes:
+        paper: The paper's table.
+        convention: The convention by which the table counts multiply-adds.
+        rows: The rows that could be measured.
+        not_measured: The paper's names of the models that could not be measured.
+    """
 
     paper: PaperTable
     convention: Convention
@@ -88,7 +105,7 @@ def _classifier(row: Row) -> Complexity:
 
 
 class _DetectorCost(nn.Module):
-    """What the toolbox behind Table 3 counted of a detector: 1000 boxes and 100 masks, whatever is in the image."""
+    """The parts of a detector that the toolbox behind Table 3 counted: 1000 boxes and 100 masks for any image."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -115,7 +132,7 @@ def _segmenter(row: Row) -> Complexity:
     return count(model, (3, *row.size))
 
 
-# How each table is counted and measured.
+# The convention and the measurement of each table.
 _TABLES: dict[int, tuple[PaperTable, Convention, Callable[[Row], Complexity]]] = {
     1: (TABLE_1, "complete", _classifier),
     2: (TABLE_2, "complete", _classifier),
@@ -126,7 +143,7 @@ _TABLES: dict[int, tuple[PaperTable, Convention, Callable[[Row], Complexity]]] =
 
 
 def tables(which: str = "all") -> list[MeasuredTable]:
-    """Measure table ``which`` of the paper, or all that there are.
+    """Measure table ``which`` of the paper, or all of its tables of parameters and multiply-adds.
 
     Raises:
         ValueError: There is no such table.
@@ -157,7 +174,7 @@ def _measure(number: int) -> MeasuredTable:
 
 
 def document(measured: Iterable[MeasuredTable]) -> dict[str, Any]:
-    """The measured tables as one JSON document, figures in full precision."""
+    """Return the measured tables as one JSON document, with figures in full precision."""
     return {
         "units": {"parameters": "M", "multiply_adds": "G", "paper_accuracy": "%"},
         "tables": [
@@ -197,7 +214,7 @@ def _row_document(table: PaperTable, row: MeasuredRow) -> dict[str, Any]:
 
 
 def render(measured: Iterable[MeasuredTable]) -> Group:
-    """The measured tables for a terminal, some 110 columns wide."""
+    """Return the measured tables for a terminal, about 110 columns wide."""
     parts: list[Table | Text] = []
     for table in measured:
         parts += [_terminal_table(table), *(Text(line, style="dim") for line in notes(table)), Text()]
@@ -226,15 +243,15 @@ def _terminal_table(table: MeasuredTable) -> Table:
 
 
 def other_conventions(table: MeasuredTable) -> list[Convention]:
-    """Conventions besides the paper's in which a table's multiply-adds are shown.
+    """Return the further conventions in which a table's multiply-adds are shown.
 
-    None where the paper counts everything: that without attention would say less.
+    There are none if the paper counts everything, because a count without attention would say less.
     """
     return [] if table.convention == "complete" else ["complete"]
 
 
 def cells(table: MeasuredTable, row: MeasuredRow) -> list[str]:
-    """What a row shows: method, model, image, three cells for each of two quantities, other counts, accuracies."""
+    """Return the cells of a row: method, model, image, three cells for each quantity, other counts, accuracies."""
     paper = row.paper
     height, width = paper.size
     return [
@@ -249,7 +266,7 @@ def cells(table: MeasuredTable, row: MeasuredRow) -> list[str]:
 
 
 def notes(table: MeasuredTable) -> list[str]:
-    """What the rows' notes say, each once, behind the names of its rows; then what was not measured."""
+    """Return each note once, after the names of its rows, and then a line about the rows that were not measured."""
     methods = defaultdict(list)
     for row in table.rows:
         if row.paper.note:

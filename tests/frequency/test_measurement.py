@@ -68,5 +68,5 @@ def test_one_image_gives_no_verdict() -> None:
 
 
 def test_no_image() -> None:
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="there are no images"):
         measure(tiny("iformer_nano"), [])

@@ -181,7 +181,7 @@ def test_page_tells_what_agrees_and_what_does_not(measured):
     assert "Cut off, where rounding gives another digit: iFormer-B ↑384 (30.552 G, paper 30.5)" in page
     assert "Different, see the notes below: CoAtNet-0 (4.584 G, paper 4.2)." in page
     assert "Unexplained: Swin-T (28.288 M, paper 29)." in page
-    assert "hold position embeddings of the grid of 224" in page
+    assert "hold position embeddings for 224 pixels" in page
     assert "| 800x1280 | 227.547 | 92.315 |" in page
     assert "Rounded: 12 of 12 figures" in page  # Table 5
     assert page.endswith("\n")
