@@ -2,12 +2,11 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -152,14 +151,9 @@ def test_rounds_alternate() -> None:
     assert [len(each) for each in seconds] == [2, 2]
 
 
-def work(mebibytes: int) -> Callable[[], object]:
-    """A step that takes memory, for :func:`peak_of`."""
-    return lambda: np.ones(mebibytes * 2**17)
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory before is known on Linux only")
 def test_memory_is_that_of_the_work() -> None:
-    little, much = (peak_of("tests.benchmark.test_rounds:work", mebibytes) for mebibytes in (1, 300))
+    little, much = (peak_of("tests.benchmark.work:take", mebibytes) for mebibytes in (1, 300))
     assert much.added == pytest.approx(300, abs=30)
     assert little.added < 30
     assert much.highest > much.before

@@ -88,7 +88,7 @@ def test_same_names_get_pictures_of_their_own_and_bad_files_are_passed_over(
         ({"network": {**CONFIG["network"], "channels": 8}}, "the weights do not fit config.json"),
         (
             {"network": {"architecture": "mask_rcnn", "backbone": "iformer_nano", "num_classes": 3, "no_such": 1}},
-            "no no_such",
+            "no argument no_such",
         ),
     ],
 )
@@ -211,8 +211,9 @@ def test_masks_pasted_one_at_a_time_are_those_that_are_pasted_at_once(trained: P
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
+from iformer.benchmark.memory import highest
 from iformer.models.prediction import Options, predictions, predictor
 from iformer.models.saved import resolve
 model = resolve(sys.argv[1])
@@ -220,7 +221,7 @@ model.network.roi_heads.score_thresh, model.network.roi_heads.nms_thresh = 0.0, 
 model.network.rpn.nms_thresh = 1.0
 model.network.roi_heads.detections_per_img = int(sys.argv[3])
 (result,) = predictions(model, predictor(model, Options(threshold=0.0)), [Path(sys.argv[2])])
-print(len(result["objects"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(len(result["objects"]), int(highest()))
 """
 
 

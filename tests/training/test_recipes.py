@@ -91,7 +91,7 @@ def check_two_steps(arguments: list[str], folder: Path) -> None:
     assert (folder / "metrics.csv").exists()
 
 
-# Section 4.1 of the paper, and the authors' release: what all models share at 224 and at 384, and what each has of its own.
+# Section 4.1 of the paper and the release: what all models share at 224 and at 384, and what each has of its own.
 ALWAYS = {
     "label_smoothing": 0.1, "cooldown_epochs": 10, "auto_augment": "rand-m9-mstd0.5-inc1",
     "scale": [0.08, 1.0], "ratio": [0.75, pytest.approx(4 / 3)], "hflip": 0.5, "train_interpolation": "random",
