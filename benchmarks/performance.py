@@ -95,7 +95,7 @@ def ratios(results: dict[str, Any], memory: dict[str, dict[str, float]]) -> dict
     found = {
         "fp32, best engine: times the naive model's speed": naive / best,
         "fp32, best engine: time over that of its multiply-adds at the peak": best / ideal,
-        "fp32, fused, in torch: times the naive model's speed": naive / in_torch,
+        "fp32, the best of torch's own: times the naive model's speed": naive / in_torch,
         "bf16 over fp32, OpenVINO: speed": gain("bf16"),
         "int8 over fp32, OpenVINO: speed": gain("int8"),
         **{f"fp32, OpenVINO: time per multiply-add over {peer}'s": pace(OURS) / pace(peer) for peer in PEERS},

@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/training_step.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    memory = measure_memory(arguments.batch_size, arguments.threads, arguments.seed)  # first, see peak_of
+    memory = measure_memory(arguments.batch_size, arguments.threads, arguments.seed)
     speed = measure_speed(arguments.batch_size, arguments.rounds, arguments.seed)
     results = report(speed, memory)
     print_table(json.loads(json.dumps(results)))

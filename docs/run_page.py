@@ -2,7 +2,7 @@
 
     iformer fit --config cifar10
     iformer test --config cifar10 --resume --json --model.init_args.confusion true > runs/cifar10/test.json
-    python -m benchmarks.training_run docs/results/cifar10 runs/cifar10 --metric val_accuracy
+    python docs/run_page.py docs/results/cifar10 runs/cifar10 --metric val_accuracy
 
 Several runs are put side by side. Copies each run's metrics.csv, recipe.yaml and what its test has written, draws
 curve.png and writes README.md. The duration is the time between the first and the last event of the TensorBoard log.
@@ -19,19 +19,22 @@ from typing import Any
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from iformer.common.files import write_text
+from iformer.common.plotting import BLUE, GREEN, ORANGE, save_figure
+
 COPIED = ("test.json", "recipe.yaml", "confusion.csv", "per_class.csv")
-COLOURS = ("#0072b2", "#d55e00", "#009e73")
+COLOURS = (BLUE, ORANGE, GREEN)
 
 Series = list[tuple[float, float]]
 
 
 def history(folder: Path) -> list[Path]:
-    """The run's files of metrics: those of before each resumption, then the last."""
+    """Return the run's files of metrics: those from before each resumption, then the last."""
     return [*sorted(folder.glob("metrics-*.csv")), folder / "metrics.csv"]
 
 
 def read(folder: Path) -> dict[str, Series]:
-    """Of each column of the run's metrics the values, with the optimiser steps made before them."""
+    """Return the values of each column of the run's metrics, with the optimiser steps made before them."""
     columns: dict[str, dict[float, float]] = {}
     for file in history(folder):
         with open(file, newline="") as opened:
@@ -43,7 +46,7 @@ def read(folder: Path) -> dict[str, Series]:
 
 
 def minutes(folder: Path) -> float:
-    """Between the first and the last event, without the pauses of a run that was interrupted."""
+    """Return the minutes of training, without the pauses of a run that was interrupted."""
     total = 0.0
     for file in folder.glob("events.out.tfevents.*"):
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
@@ -53,7 +56,7 @@ def minutes(folder: Path) -> float:
 
 
 def smooth(values: list[float]) -> list[float]:
-    """Moving average with exponential weights, over the longer the more values there are, started at the first."""
+    """Return a moving average with exponential weights, which reaches farther back the more values there are."""
     memory = min(0.9, max(0.0, 1 - 20 / len(values)))
     averages = values[:1]
     for value in values[1:]:
@@ -62,7 +65,7 @@ def smooth(values: list[float]) -> list[float]:
 
 
 def draw(runs: dict[str, dict[str, Series]], metrics: list[str], file: Path) -> None:
-    """Loss of training (smoothed), the metrics on the images held out, and the learning rate, by optimiser steps."""
+    """Draw the training loss (smoothed), the metrics on the images held out and the learning rate over the steps."""
     columns = ["loss", *metrics, "lr"]
     figure = Figure((3.2 * len(columns), 2.8), layout="constrained")
     for axes, column in zip(figure.subplots(1, len(columns)), columns, strict=True):
@@ -79,14 +82,13 @@ def draw(runs: dict[str, dict[str, Series]], metrics: list[str], file: Path) -> 
         axes.grid(alpha=0.3)
     if len(runs) > 1:
         figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(file, dpi=150)
+    save_figure(figure, file)
 
 
-def figures(folder: Path, columns: dict[str, Series], metrics: list[str], test: dict[str, Any]) -> dict[str, str]:
-    """The rows of the table for one run."""
+def figures(folder: Path, columns: dict[str, Series], test: dict[str, Any]) -> dict[str, str]:
+    """Return the rows of the table for one run."""
     rates = sorted(value for _, value in columns["images/s"])
-    rows = {f"`{name}`, weights of the end": f"{value:.4f}" for name, value in test["metrics"].items()}
-    rows |= {f"`{name}`, best of the curve": f"{max(value for _, value in columns[name]):.4f}" for name in metrics}
+    rows = {f"`{name}`": f"{value:.4f}" for name, value in test["metrics"].items()}
     return rows | {
         "optimiser steps": f"{int(max(step for step, _ in columns['loss'])):,}",
         "time, evaluations included": f"{minutes(folder):.0f} min",
@@ -99,7 +101,7 @@ def figures(folder: Path, columns: dict[str, Series], metrics: list[str], test: 
 
 
 def classes(tests: dict[str, dict[str, Any]]) -> list[str]:
-    """The table of what the tests say of each class, the runs side by side."""
+    """Return the table of each class's figures in the tests, the runs side by side."""
     rows: dict[str, dict[str, Any]] = {}
     for name, test in tests.items():
         for row in test.get("per_class", []):
@@ -116,12 +118,12 @@ def classes(tests: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def page(title: str, commands: list[str], columns: dict[str, dict[str, str]], rest: list[str]) -> str:
-    """The text: commands, a table with a column for each run, and the rest."""
+    """Return the page: commands, a table with a column for each run, and the rest."""
     names = list(columns)
     keys = dict.fromkeys(key for rows in columns.values() for key in rows)
     table = [f"| | {' | '.join(names) if len(names) > 1 else ''} |", "|---" * (len(names) + 1) + "|"]
     table += [f"| {key} | {' | '.join(columns[name].get(key, '') for name in names)} |" for key in keys]
-    source = "By `python -m benchmarks.training_run`; every figure comes from the runs' files beside this page."
+    source = "By `python docs/run_page.py`; every figure comes from the runs' files beside this page."
     indented = [f"    {command}" for command in commands]
     return "\n".join([f"# {title}\n", f"{source}\n", *indented, "", *table, "", *rest])
 
@@ -145,7 +147,7 @@ def main() -> None:
         pictures += [str((folder / image.name).relative_to(arguments.output)) for image in images]
         test = tests[run.name] = json.loads((run / "test.json").read_text())
         curves[run.name] = read(run)
-        columns[run.name] = figures(run, curves[run.name], arguments.metric, test)
+        columns[run.name] = figures(run, curves[run.name], test)
         commands += [re.sub("(test|validate)", "fit", test["command"], count=1).split(" --resume")[0], test["command"]]
     for picture in arguments.picture:
         shutil.copyfile(picture, arguments.output / picture.name)
@@ -154,7 +156,7 @@ def main() -> None:
     rest = [f"{arguments.note}\n"] if arguments.note else []
     rest += [f"![{Path(picture).stem}]({picture})\n" for picture in ["curve.png", *pictures]]
     text = page(arguments.output.name, commands, columns, [*rest, *classes(tests), ""])
-    (arguments.output / "README.md").write_text(text)
+    write_text(arguments.output / "README.md", text)
 
 
 if __name__ == "__main__":

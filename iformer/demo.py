@@ -1,6 +1,7 @@
 """The main job: train iFormer on Fashion-MNIST on this machine, test it and report."""
 
 import csv
+import json
 import shlex
 import shutil
 import signal
@@ -25,6 +26,7 @@ from iformer.models import saved
 from iformer.models.backbone import create
 from iformer.models.saved import Model
 from iformer.training import checkpoints, launcher
+from iformer.training.run_state import locked
 
 RECIPE, MODEL = "fashion_mnist", "iformer_nano"
 SAVED_EVERY = 100  # optimiser steps: some twenty seconds
@@ -35,10 +37,11 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
     """Train by the recipe ``fashion_mnist``, test and report.
 
     Leaves in ``output`` what every run leaves there, and ``summary.json``, the figures and ``report.html``. Ctrl-C ends
-    the training early; the newest checkpoint is then tested and reported. A demo that was killed goes on.
+    the training early; the newest checkpoint is then tested and reported. A demo that was interrupted or killed goes on
+    when it is run again; what one that had ended left is replaced.
 
     Args:
-        output: The run's folder, made if it is not there; what an earlier demo left in it is replaced.
+        output: The run's folder, made if it is not there.
         data_dir: The folder of Fashion-MNIST, which is fetched if it is not there.
         epochs: Passes over the training images.
         seed: The seed of initial weights, order and augmentation.
@@ -54,9 +57,7 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
     """
     _require_writable(output)
     fetch_fashion_mnist(data_dir)
-    if (output / "summary.json").is_file():  # an earlier demo's, which had ended
-        for name in (checkpoints.FOLDER, "summary.json"):
-            shutil.rmtree(output / name) if (output / name).is_dir() else (output / name).unlink(missing_ok=True)
+    _forget_ended(output)
     settings = {
         "trainer.default_root_dir": output,
         "trainer.max_epochs": epochs,
@@ -96,6 +97,15 @@ def run(output: Path, data_dir: Path, epochs: int, seed: int = 0, limit: int | N
     write_json(output / "summary.json", summary)
     _report(output, summary, _figures(output, model, data))
     return summary
+
+
+def _forget_ended(output: Path) -> None:
+    """Remove the checkpoints of an earlier demo that had come to its end."""
+    summary = output / "summary.json"
+    if summary.is_file() and json.loads(summary.read_text()).get("completed"):
+        with locked(output):
+            shutil.rmtree(output / checkpoints.FOLDER, ignore_errors=True)
+            summary.unlink()
 
 
 def _fit(arguments: list[str]) -> bool:

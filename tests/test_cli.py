@@ -16,7 +16,7 @@ from PIL import Image
 
 from iformer.common import batches
 from iformer.models import saved
-from iformer_command import cli
+from tests.conftest import Command
 
 COMMAND = [sys.executable, "-c", "from iformer_command import cli; cli.main()"]
 
@@ -37,19 +37,6 @@ def images(tmp_path: Path) -> Path:
     for name in ("a.png", "caf\udce9.png", "new\nline.png"):
         Image.new("RGB", (40, 40)).save(tmp_path / "images" / name)
     return tmp_path / "images"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
-    """``iformer ...``: exit status, standard output and error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["iformer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -78,8 +65,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
         "benchmark --batch 0 --json",
     ],
 )
-def test_a_mistake_is_one_line_and_one_document(arguments: str, run: Any) -> None:
-    status, out, err = run(*arguments.split())
+def test_a_mistake_is_one_line_and_one_document(arguments: str, iformer: Command) -> None:
+    status, out, err = iformer(*arguments.split())
     assert status == 2
     assert err.startswith("iformer: error: ")
     assert err.count("\n") == 1
@@ -100,8 +87,8 @@ def test_names_are_printed_whatever_they_hold_and_whatever_the_locale(trained: P
         assert {line.partition("%  ")[2] for line in lines[1:4]} == {"[red]a[/", r"\x1b[2Jb", r"caf\xe9"}
 
 
-def test_json_holds_names_as_they_are(run: Any, trained: Path, images: Path) -> None:
-    status, out, _ = run("predict", images, "--checkpoint", trained, "--json")
+def test_json_holds_names_as_they_are(iformer: Command, trained: Path, images: Path) -> None:
+    status, out, _ = iformer("predict", images, "--checkpoint", trained, "--json")
     assert status == 0
     assert {Path(result["image"]).name for result in json.loads(out)} == set(os.listdir(images))
     assert {entry["name"] for entry in json.loads(out)[0]["classes"]} == {"[red]a[/", "\x1b[2Jb", "caf\udce9"}
@@ -109,7 +96,7 @@ def test_json_holds_names_as_they_are(run: Any, trained: Path, images: Path) -> 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("cannot\nallocate"), ValueError("too large")])
 def test_an_image_that_the_model_cannot_take_is_one_line(
-    error: Exception, run: Any, trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, iformer: Command, trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def create_transform(**arguments: Any) -> Any:
         transform = timm.data.create_transform(**arguments)
@@ -123,7 +110,7 @@ def test_an_image_that_the_model_cannot_take_is_one_line(
 
     monkeypatch.setattr(saved, "create_transform", create_transform)
     Image.new("RGB", (1, 400)).save(images / "narrow.png")
-    status, out, err = run("predict", images, "--checkpoint", trained, "--top", 1)
+    status, out, err = iformer("predict", images, "--checkpoint", trained, "--top", 1)
     assert status == 0
     assert out.count("%") == 3
     assert err.count("\n") == 1
@@ -131,7 +118,7 @@ def test_an_image_that_the_model_cannot_take_is_one_line(
 
 
 def test_what_was_finished_before_ctrl_c_is_printed(
-    run: Any, trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+    iformer: Command, trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, seen = batches.read_image, []
 
@@ -142,10 +129,10 @@ def test_what_was_finished_before_ctrl_c_is_printed(
         return read(path, channels)
 
     monkeypatch.setattr(batches, "read_image", interrupted)
-    status, out, err = run("predict", images, "--checkpoint", trained, "--batch-size", 1, "--json")
+    status, out, err = iformer("predict", images, "--checkpoint", trained, "--batch-size", 1, "--json")
     assert (status, len(json.loads(out))) == (130, 2)
     assert err.endswith("iformer: interrupted\n")
-    status, out, err = run("predict", images, "--checkpoint", trained, "--json")
+    status, out, err = iformer("predict", images, "--checkpoint", trained, "--json")
     assert (status, json.loads(out)) == (130, {"error": "interrupted"})
 
 

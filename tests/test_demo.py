@@ -82,6 +82,11 @@ def test_ctrl_c_keeps_what_there_is(small_fashion_mnist: Path, tmp_path: Path) -
         process.kill()
     assert json.loads((output / "summary.json").read_text())["completed"] is False
     assert "interrupted" in (output / "report.html").read_text()
+    steps = json.loads((output / "summary.json").read_text())["steps"]
+    again = demo.run(output, small_fashion_mnist, epochs=1 + steps // 12)  # 12 steps are an epoch of this data
+    assert again["completed"]
+    assert again["steps"] > steps
+    assert demo.run(output, small_fashion_mnist, epochs=1)["steps"] == 12  # begins anew: that one had ended
     timm.create_model(f"local-dir:{output}", pretrained=True)
 
 

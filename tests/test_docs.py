@@ -23,11 +23,8 @@ from iformer.models import saved
 from iformer.segmentation.model import build
 from iformer.training import recipes
 from iformer_command import cli
-from tests.detection.test_predict import CONFIG as DETECTOR
-from tests.models.conftest import reference, released, released_file  # noqa: F401
-from tests.segmentation.conftest import scenes  # noqa: F401
-from tests.segmentation.test_export import DECODERS, TINY
-from tests.segmentation.test_predict import CONFIG as SEGMENTER
+from tests.detection.conftest import CONFIG as DETECTOR
+from tests.networks import SCENES, SEGMENTERS
 from tests.training.tiny import MODEL as NARROW
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +114,7 @@ def settings(name: str, arguments: dict[str, Any], data: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def place(tmp_path: Path, scenes: Path, released_file: Path) -> Callable[[str, int], Path]:  # noqa: F811
+def place(tmp_path: Path, scenes: Path, released_file: Path) -> Callable[[str, int], Path]:
     """Makes the folder where a page's commands run: all that it speaks of, and a classifier of so many channels."""
 
     def make(page: str, channels: int) -> Path:
@@ -138,8 +135,8 @@ def place(tmp_path: Path, scenes: Path, released_file: Path) -> Callable[[str, i
             ["cat", "dog"],
             **{"input_size": (1, 32, 32), "mean": (0.3,), "std": (0.3,)} if channels == 1 else {},
         )
-        network = {"architecture": "semantic_fpn", **TINY, **DECODERS["semantic_fpn"]}
-        config = {**SEGMENTER, "network": network, "crop": [32, 32]}
+        network = SEGMENTERS["semantic_fpn"]
+        config = {**SCENES, "network": network, "crop": [32, 32]}
         saved.save_assembled(build(**network), here / "runs/camvid", "segmentation", config)
         detector = here / "runs/coco/mask_rcnn_iformer_small_1x"
         saved.save_assembled(build_detector(**DETECTOR["network"]), detector, "detection", DETECTOR)
@@ -168,8 +165,8 @@ def classifiers_recipe(here: Path) -> str:
     return settings("cifar10", task, {"root": str(here / "data/cifar10")})
 
 
-def segmenters_recipe(scenes: Path) -> str:  # noqa: F811
-    task = {"num_classes": 3, "model_args": {**NARROW, **DECODERS["semantic_fpn"]}}
+def segmenters_recipe(scenes: Path) -> str:
+    task = {"num_classes": 3, "model_args": {**NARROW, "neck_channels": 8, "head_channels": 8}}
     folders = {f"{split}_labels": f"labels/{split}" for split in ("train", "val")}
     data = {"root": str(scenes), "class_names": list("abc"), "ignore_labels": [9], "palette": None, "crop": [32, 32]}
     data["eval_batch_size"] = 1  # images differ in size
@@ -246,7 +243,7 @@ def names_of(page: str) -> dict[str, Any]:
         given["model"] = timm.create_model("iformer_nano").eval()
         given["backbone"] = timm.create_model("iformer_nano", features_only=True).eval()
     elif page == "docs/analysis.md":
-        network = {"architecture": "semantic_fpn", **TINY, **DECODERS["semantic_fpn"], "num_classes": 16}
+        network = {**SEGMENTERS["semantic_fpn"], "num_classes": 16}
         given |= {"torch": torch, "segmenter": build(**network).eval(), "images": torch.rand(2, 3, 64, 96)}
         given["detector"] = build_detector(**DETECTOR["network"]).eval()
     return given

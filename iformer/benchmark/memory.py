@@ -34,9 +34,6 @@ class Peak:
 def peak_of(preparation: str, *arguments: Any, threads: int | None = None) -> Peak:
     """Measure two steps of some work in a fresh process; in training, the second has the optimiser's state.
 
-    Linux counts what this process has in its memory when it starts the other one for the other's highest: measure
-    memory before speed.
-
     Args:
         preparation: A function by its module and name, ``package.module:function``, that returns a step to call.
         arguments: Its arguments, as JSON can hold them.

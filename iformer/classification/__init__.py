@@ -1,1 +1,4 @@
-"""Image classification: data and task."""
+"""Image classification: data, training and prediction. The networks are timm's.
+
+``iformer.classification.data.ImageData`` and ``iformer.classification.task.ClassificationTask`` stand in recipes.
+"""

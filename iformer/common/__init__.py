@@ -1,1 +1,1 @@
-"""What every other room uses: images, files, pages, figures, provenance."""
+"""Ideas that several rooms share, each in a file: images, files, pages, plotting, provenance, ranges of settings."""

@@ -1,1 +1,4 @@
-"""Shipping a model: fused, exported, quantised and measured."""
+"""Models made ready for use elsewhere: fused, exported to ONNX, OpenVINO and torch.export, and quantised."""
+
+from iformer.deployment.export import export as export
+from iformer.deployment.fuse import fuse as fuse

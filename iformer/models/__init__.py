@@ -1,1 +1,5 @@
-"""The Inception Transformer and its presets."""
+"""The networks: the paper's backbone, its presets, released and saved weights, and what may stand for a model."""
+
+from iformer.models.inception_transformer import InceptionTransformer as InceptionTransformer
+from iformer.models.saved import Model as Model
+from iformer.models.saved import resolve as resolve

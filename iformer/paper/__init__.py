@@ -1,1 +1,1 @@
-"""The paper's tables and figures beside measurements of today's models."""
+"""The paper's printed figures beside measured ones: parameters, multiply-adds, its tables and Fig. 1(c)."""

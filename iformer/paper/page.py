@@ -3,13 +3,15 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from iformer.common.provenance import provenance
 from iformer.paper.complexity import CONVENTIONS, KINDS, build, count
-from iformer.paper.tables import LEGEND, MARKS, MeasuredTable, cells, notes, other_conventions, versions
+from iformer.paper.tables import LEGEND, MARKS, MeasuredTable, cells, notes, other_conventions
 
 
 def markdown(measured: Sequence[MeasuredTable]) -> str:
     """Return the page in Markdown: how multiply-adds are counted, the tables, and where the figures disagree."""
-    releases = ", ".join(f"{name} {version}" for name, version in versions().items())
+    versions = provenance(0)["versions"]
+    releases = ", ".join(f"{name} {versions[name]}" for name in ("iformer-inception", "timm", "torch"))
     lines = [
         "# The paper's tables, measured",
         "",

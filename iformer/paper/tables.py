@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from typing import Any, Literal
 
-import timm
 import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-import iformer
+from iformer.common.provenance import provenance
 from iformer.detection.model import Detector, mask_rcnn
 from iformer.paper.complexity import CONVENTIONS, Complexity, Convention, build, count
 from iformer.paper.published import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5, PaperTable, Row
@@ -188,7 +187,7 @@ def document(measured: Iterable[MeasuredTable]) -> dict[str, Any]:
             }
             for table in measured
         ],
-        "versions": versions(),
+        **provenance(0),
     }
 
 
@@ -212,11 +211,6 @@ def _row_document(table: PaperTable, row: MeasuredRow) -> dict[str, Any]:
         "paper_accuracy": {name: None if value == "-" else float(value) for name, value in accuracies},
         "note": row.paper.note,
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that the figures depend on."""
-    return {"iformer": iformer.__version__, "timm": timm.__version__, "torch": torch.__version__}
 
 
 def render(measured: Iterable[MeasuredTable]) -> Group:

@@ -1,1 +1,6 @@
-"""Semantic segmentation with Semantic FPN (Table 4 of the paper) or UPerNet."""
+"""Semantic segmentation: Semantic FPN and UPerNet over any timm backbone, with data, training and prediction.
+
+Recipes name ``iformer.segmentation.data.SegmentationData`` and ``iformer.segmentation.task.SegmentationTask``.
+"""
+
+from iformer.segmentation.model import build as build

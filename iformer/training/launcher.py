@@ -51,6 +51,7 @@ NOT_THE_USERS = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
     ".*LeafSpec.*",
+    ".*lr_scheduler.step.* before .*optimizer.step.*",  # rates are set for the step to come
 )
 """Warnings about what is as it is meant to be."""
 

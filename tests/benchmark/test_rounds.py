@@ -1,11 +1,13 @@
 """The benchmark measures what it says, and shows all of it."""
 
+import itertools
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -13,9 +15,9 @@ from rich.console import Console
 from benchmarks import performance
 from iformer.benchmark import page as benchmark_page
 from iformer.benchmark.configurations import ENGINES, Configuration, combinations, network
-from iformer.benchmark.rounds import multiply_adds, run
-from iformer_command.cli import main
-from tests.models.conftest import _seed_and_threads  # noqa: F401
+from iformer.benchmark.memory import peak_of
+from iformer.benchmark.rounds import in_rounds, multiply_adds, run
+from tests.conftest import Command
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +63,11 @@ def test_multiply_adds_are_those_of_the_paper() -> None:
     assert counted == pytest.approx(4.85e9, rel=0.02)
 
 
-def test_a_size_that_a_model_does_not_take(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_size_that_a_model_does_not_take(iformer: Command) -> None:
     options = ("--model", "swin_tiny_patch4_window7_224", "--engines", "eager", "--size", "64")
-    monkeypatch.setattr("sys.argv", ["iformer", "benchmark", *options])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    status, _, err = iformer("benchmark", *options)
+    assert status == 2
+    error = err.strip().splitlines()[-1]
     assert error.startswith("iformer: error: swin_tiny_patch4_window7_224, eager fp32, batch 1: ")
     assert "224" in error
 
@@ -91,14 +91,10 @@ def test_passes_over_what_an_engine_does_not_have() -> None:
         (("--device", "tpu"), "device is 'tpu', expected cpu"),
     ],
 )
-def test_mistakes(
-    option: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["iformer", "benchmark", *option])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+def test_mistakes(option: tuple[str, ...], message: str, iformer: Command) -> None:
+    status, _, err = iformer("benchmark", *option)
+    assert status == 2
+    assert message in err.strip().splitlines()[-1]
 
 
 @pytest.fixture
@@ -124,31 +120,49 @@ def measured(results: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def test_the_page(measured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `make bench` writes."""
+def test_the_page(measured: dict[str, Any]) -> None:
     memory = {
         "naive, eager": {"peak": 2000.0, "inference": 1000.0},
         "ours, fused": {"peak": 1500.0, "inference": 300.0},
     }
-    monkeypatch.setattr(performance, "backbone_memory", lambda threads: memory)
-    monkeypatch.setattr(performance, "run", lambda *_: json.loads(json.dumps(measured)))
-    folder = tmp_path / "results" / "performance"
-    folder.mkdir(parents=True)
-    shipped: dict[str, Any] = {"model": "runs/x", "format": "openvino", "precision": "int8"}
-    shipped["accuracy"] = {"images": 1000, "eager": 0.9, "file": 0.897}
-    (folder / "int8.json").write_text(json.dumps(shipped))
-    performance.main(["--docs", str(tmp_path)])
-    ratios = json.loads((folder / "results.json").read_text())["ratios"]
+    ratios = performance.ratios(measured, memory)
     assert [value for what, value in ratios.items() if "naive" in what] == [3.0, 3.0, 0.75]
     assert next(value for what, value in ratios.items() if "int8" in what) == 2.5
-    page = (tmp_path / "performance.md").read_text()
+    exported: dict[str, Any] = {"model": "runs/x", "format": "openvino", "precision": "int8"}
+    exported["accuracy"] = {"images": 1000, "eager": 0.9, "file": 0.897}
+    results = {**measured, "ratios": ratios, "backbone_memory_mib": memory}
+    page = performance.page(results, "results/latency.png", exported)
     assert "| NaiveIFormer | eager | fp32 | 1 | 30.0 |" in page
     assert "times the naive model's speed | 3.00 |" in page
     assert measured["machine"] in page
     assert "0.30 points lost" in page
-    picture = re.search(r"!\[.*\]\((.*)\)", page)
-    assert picture
-    assert (tmp_path / picture[1]).stat().st_size > 1000
+    assert "](results/latency.png)" in page
+
+
+def test_rounds_alternate() -> None:
+    order: list[str] = []
+
+    def turn(name: str) -> list[float]:
+        order.append(name)
+        return [float(len(order))]
+
+    seconds = in_rounds([partial(turn, name) for name in "ab"], range(2))
+    assert "".join(order) in ("abba", "baab")
+    assert sorted(itertools.chain(*seconds)) == [1, 2, 3, 4]
+    assert [len(each) for each in seconds] == [2, 2]
+
+
+def work(mebibytes: int) -> Callable[[], object]:
+    """A step that takes memory, for :func:`peak_of`."""
+    return lambda: np.ones(mebibytes * 2**17)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory before is known on Linux only")
+def test_memory_is_that_of_the_work() -> None:
+    little, much = (peak_of("tests.benchmark.test_rounds:work", mebibytes) for mebibytes in (1, 300))
+    assert much.added == pytest.approx(300, abs=30)
+    assert little.added < 30
+    assert much.highest > much.before
 
 
 def test_the_naive_backbone_takes_detection_sizes() -> None:

@@ -1,7 +1,6 @@
 """Prediction for files and folders."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from PIL import Image
 from iformer.common.images import find_images
 from iformer.models import saved
 from iformer.models.prediction import Options, predictions, predictor
-from iformer_command import cli
+from tests.conftest import Command
 
 
 @pytest.fixture
@@ -37,20 +36,10 @@ def model() -> Any:
 
 
 @pytest.fixture
-def run(
-    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> Callable[..., tuple[int, str, str]]:
-    """``iformer predict ...``: exit status, standard output and error."""
+def run(model: Any, tmp_path: Path, iformer: Command) -> Command:
+    """``iformer predict ...`` with a saved model."""
     saved.save(model, tmp_path / "run", ["x", "y", "z"])
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        command = ["iformer", "predict", *map(str, arguments), "--checkpoint", str(tmp_path / "run")]
-        monkeypatch.setattr("sys.argv", command)
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
+    return lambda *arguments: iformer("predict", *arguments, "--checkpoint", tmp_path / "run")
 
 
 def test_folders_are_searched_and_sorted(folder: Path) -> None:

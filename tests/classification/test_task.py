@@ -16,12 +16,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
-from iformer.classification.task import ClassificationTask, draw_confusion
+from iformer.classification.task import ClassificationTask
+from iformer.common.plotting import confusion_matrix, save_figure
 from iformer.models import saved
 from iformer.training import checkpoints, launcher
 from iformer.training.launcher import run
 from iformer.training.optimization import AdamWCosine
-from iformer_command import cli
+from tests.conftest import Command
 from tests.training.tiny import MODEL, TinyData, recipe
 
 
@@ -178,24 +179,15 @@ def test_it_goes_on_in_the_middle_of_an_epoch_of_images(tmp_path: Path) -> None:
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def command(*arguments: str) -> int:
-    """``iformer ...``: exit status."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["iformer", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    return int(end.value.code or 0)
-
-
-def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, iformer: Command) -> None:
     file = str(recipe(tmp_path, trainer__max_epochs=2))
     run("fit", ["--config", file])
     history = (tmp_path / "run" / "metrics.csv").read_text()
     metrics = []
     for extra in (["--resume"], [f"--model.init_args.pretrained={tmp_path / 'run'}"]):
-        capsys.readouterr()
-        assert command("test", "--config", file, "--json", *extra) == 0
-        result = json.loads(capsys.readouterr().out)
+        status, out, _ = iformer("test", "--config", file, "--json", *extra)
+        assert status == 0
+        result = json.loads(out)
         assert result["metrics"].pop("test_images/s") > 0
         assert [(row["class"], row["images"]) for row in result["per_class"]] == [(f"class {i}", 8) for i in range(4)]
         mean = sum(row["accuracy"] for row in result["per_class"]) / 4
@@ -206,26 +198,24 @@ def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, caps
     assert metrics[0].keys() == {"test_loss", "test_accuracy", "test_top5"}
     assert metrics[0] == metrics[1]
     assert (tmp_path / "run" / "metrics.csv").read_text() == history  # the training's, not the tests'
-    capsys.readouterr()
     (tmp_path / "run" / "per_class.csv").unlink()
-    assert command("validate", "--config", file, "--resume") == 0
-    told = capsys.readouterr().out
+    status, told, _ = iformer("validate", "--config", file, "--resume")
+    assert status == 0
     assert all(word in told for word in ("val_images/s", "class 3", "images", "accuracy"))
     assert len((tmp_path / "run" / "per_class.csv").read_text().splitlines()) == 5
 
 
-def test_results_are_printed_once_and_long_tables_not(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_are_printed_once_and_long_tables_not(monkeypatch: pytest.MonkeyPatch, iformer: Command) -> None:
     rows = [{"class": f"class {i}", "images": 1, "accuracy": None} for i in range(201)]
     monkeypatch.setattr(launcher, "run", lambda verb, arguments: {"per_class": rows})
-    assert command("test") == 0
-    assert capsys.readouterr().out.startswith("201 classes: each is in per_class.csv")
-    assert command("test", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["per_class"] == rows
+    status, out, _ = iformer("test")
+    assert status == 0
+    assert out.startswith("201 classes: each is in per_class.csv")
+    status, out, _ = iformer("test", "--json")
+    assert status == 0
+    assert json.loads(out)["per_class"] == rows
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    assert command("test", "--json") == 0
-    assert capsys.readouterr().out == ""
+    assert iformer("test", "--json")[:2] == (0, "")
 
 
 def test_nothing_is_fetched_for_a_run_that_has_its_own_weights(tmp_path: Path) -> None:
@@ -237,9 +227,7 @@ def test_nothing_is_fetched_for_a_run_that_has_its_own_weights(tmp_path: Path) -
     assert run("test", ["--config", file, absent, "--resume"])["metrics"]["test_loss"] > 0
 
 
-def test_mistakes_with_checkpoints_and_devices_take_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_with_checkpoints_and_devices_take_one_line(tmp_path: Path, iformer: Command) -> None:
     file = str(recipe(tmp_path))
     run("fit", ["--config", file, "--trainer.max_epochs=2"])
     weights = str(max(tmp_path.glob("run/checkpoints/*.ckpt")))
@@ -251,20 +239,21 @@ def test_mistakes_with_checkpoints_and_devices_take_one_line(
         **({} if torch.cuda.is_available() else {"CUDA": ["--trainer.accelerator=cuda"]}),
     }
     for message, arguments in mistakes.items():
-        capsys.readouterr()
-        assert command("test", "--config", file, *arguments) == 2
-        last = capsys.readouterr().err.splitlines()[-1]
+        status, _, err = iformer("test", "--config", file, *arguments)
+        assert status == 2
+        last = err.splitlines()[-1]
         assert last.startswith("iformer: error: ")
         assert message in last
 
 
-def test_odd_batches_cannot_be_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("fit", f"--config={recipe(tmp_path)}", "--data.init_args.batch_size=3") == 2
-    assert "data.init_args.batch_size is 3, but Mixup" in capsys.readouterr().err.splitlines()[-1]
+def test_odd_batches_cannot_be_mixed(tmp_path: Path, iformer: Command) -> None:
+    status, _, err = iformer("fit", f"--config={recipe(tmp_path)}", "--data.init_args.batch_size=3")
+    assert status == 2
+    assert "data.init_args.batch_size is 3, but Mixup" in err.splitlines()[-1]
 
 
 def test_confusion_is_drawn(tmp_path: Path) -> None:
     matrix = torch.tensor([[8, 2, 0], [0, 0, 0], [1, 1, 2]])
-    draw_confusion(matrix, ["a cat", "absent", "a dog"], tmp_path / "confusion.png")
+    save_figure(confusion_matrix(matrix.numpy(), ["a cat", "absent", "a dog"]), tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as image:
         assert min(image.size) > 400

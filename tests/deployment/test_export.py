@@ -23,8 +23,8 @@ from iformer.deployment import engines
 from iformer.deployment.export import _samples
 from iformer.deployment.formats import compare, write
 from iformer.models import saved
-from iformer_command.cli import main
-from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
+from tests.conftest import Command
+from tests.networks import draw
 from tests.training.tiny import MODEL as NARROW
 
 NAMES = ["cat", "dog", "frog"]
@@ -133,10 +133,6 @@ def test_metadata(model: Any, exported: Exported) -> None:
     assert found[0]["precision"] == "fp32"
 
 
-def command(*arguments: object) -> list[str]:
-    return ["iformer", "export", *map(str, arguments)]
-
-
 @pytest.fixture(scope="module")
 def trained(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
@@ -144,16 +140,12 @@ def trained(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_command(
-    trained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command(trained: Path, folder: Path, tmp_path: Path, iformer: Command) -> None:
     file = tmp_path / "new" / "nano.xml"
     options = ("--format", "openvino", "--precision", "int8", "--images", folder, "--labelled", folder, "--json")
-    monkeypatch.setattr("sys.argv", command(trained, "--output", file, *options))
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
-    result = json.loads(capsys.readouterr().out)
+    status, out, _ = iformer("export", trained, "--output", file, *options)
+    assert status == 0
+    result = json.loads(out)
     assert file.is_file()
     assert file.with_suffix(".bin").is_file()
     assert result["images"] == 9
@@ -161,9 +153,7 @@ def test_command(
     assert {"largest_difference", "same_class", "command", "versions"} <= set(result)
 
 
-def test_a_greyscale_model_and_an_image_that_is_none(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_greyscale_model_and_an_image_that_is_none(folder: Path, tmp_path: Path, iformer: Command) -> None:
     grey = timm.create_model("iformer_nano", num_classes=3, in_chans=1, img_size=32, **NARROW)
     saved.save(grey, tmp_path / "grey", NAMES, input_size=(1, 32, 32), mean=(0.3,), std=(0.2,))
     shutil.copytree(folder, tmp_path / "images")
@@ -174,13 +164,10 @@ def test_a_greyscale_model_and_an_image_that_is_none(
     shutil.copy(folder / "cat/0.jpg", tmp_path / "images/.ipynb_checkpoints")
     file = tmp_path / "grey.pt2"
     options = ("--format", "torch-export", "--images", tmp_path / "images", "--labelled", tmp_path / "images", "--json")
-    monkeypatch.setattr("sys.argv", command(tmp_path / "grey", "--output", file, *options))
-    with pytest.raises(SystemExit) as stop:
-        main()
-    told = capsys.readouterr()
-    assert not stop.value.code
-    assert len(re.findall(r"^iformer: error: .*cat/bad\.jpg: not an image", told.err, re.MULTILINE)) == 1
-    result = json.loads(told.out)
+    status, out, err = iformer("export", tmp_path / "grey", "--output", file, *options)
+    assert status == 0
+    assert len(re.findall(r"^iformer: error: .*cat/bad\.jpg: not an image", err, re.MULTILINE)) == 1
+    result = json.loads(out)
     assert (result["images"], result["accuracy"]["images"], len(result["unreadable"])) == (9, 9, 1)
     extra = {"preprocessing": ""}
     torch.export.load(file, extra_files=extra)
@@ -206,14 +193,11 @@ def test_mistakes(
     trained: Path,
     arguments: tuple[str, ...],
     message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    iformer: Command,
 ) -> None:
-    monkeypatch.setattr("sys.argv", command(trained, *arguments))
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    status, _, err = iformer("export", trained, *arguments)
+    assert status == 2
+    error = err.strip().splitlines()[-1]
     assert error.startswith("iformer: error: ")
     assert message in error
 

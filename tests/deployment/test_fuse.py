@@ -15,7 +15,7 @@ from iformer.deployment.channels_first import channels_first
 from iformer.deployment.fuse import FusedMixer, fuse
 from iformer.models.inception_transformer import InceptionMixer, InceptionStage, InceptionTransformer
 from iformer.models.presets import PRESETS
-from tests.models.conftest import _seed_and_threads, draw, tiny  # noqa: F401  (fixtures)
+from tests.networks import SIZES, TWO_STAGES, draw
 
 Tiny = Callable[..., InceptionTransformer]
 
@@ -53,7 +53,7 @@ def test_the_form_for_engines(name: str) -> None:
     agree(channels_first(model)(images), model(images))
 
 
-def test_folds_what_it_says(tiny: Tiny) -> None:  # noqa: F811
+def test_folds_what_it_says(tiny: Tiny) -> None:
     model = tiny()
     fused = fuse(model)
     assert not operations(fused, nn.BatchNorm2d)
@@ -66,7 +66,7 @@ def test_folds_what_it_says(tiny: Tiny) -> None:  # noqa: F811
     assert operations(model, nn.BatchNorm2d)  # the original stays
 
 
-def test_negative_scales_before_max_pooling(tiny: Tiny) -> None:  # noqa: F811
+def test_negative_scales_before_max_pooling(tiny: Tiny) -> None:
     model = tiny()
     for block in model.stages.modules():
         if hasattr(block, "norm1") and isinstance(block.norm1, nn.LayerNorm):
@@ -80,14 +80,14 @@ def test_negative_scales_before_max_pooling(tiny: Tiny) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("feature_cls", ["getter", "list", "fx"])
-def test_backbones(tiny: Tiny, feature_cls: str) -> None:  # noqa: F811
+def test_backbones(tiny: Tiny, feature_cls: str) -> None:
     model = tiny(features_only=True, feature_cls=feature_cls)
     images = torch.randn(2, 3, 65, 90)
     for one, other in zip(fuse(model)(images), model(images), strict=True):
         agree(one, other)
 
 
-def test_inside_a_detector(tiny: Tiny) -> None:  # noqa: F811
+def test_inside_a_detector(tiny: Tiny) -> None:
     class Pyramid(nn.Module):
         out_channels = 16
 
@@ -108,7 +108,7 @@ def test_inside_a_detector(tiny: Tiny) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("size", [96, (64, 33)])
-def test_fixed_size(tiny: Tiny, size: int | tuple[int, int]) -> None:  # noqa: F811
+def test_fixed_size(tiny: Tiny, size: int | tuple[int, int]) -> None:
     model = tiny()
     height, width = (size, size) if isinstance(size, int) else size
     images = torch.randn(1, 3, height, width)
@@ -117,7 +117,7 @@ def test_fixed_size(tiny: Tiny, size: int | tuple[int, int]) -> None:  # noqa: F
     assert fused.stages[0].pos_embed.shape == (-(-height // 4), -(-width // 4), 16)
 
 
-def test_fixed_size_of_a_backbone(tiny: Tiny) -> None:  # noqa: F811
+def test_fixed_size_of_a_backbone(tiny: Tiny) -> None:
     model = tiny(features_only=True, out_indices=(1, 2))
     images = torch.randn(1, 3, 65, 90)
     fused = fuse(model, (65, 90))
@@ -131,7 +131,7 @@ def test_fixed_size_of_a_backbone(tiny: Tiny) -> None:  # noqa: F811
 @pytest.mark.parametrize("attention_heads", [(0, 0, 0, 0, 0), (1, 2, 2, 3, 3), (2, 4, 4, 4, 4)])
 @pytest.mark.parametrize("training", [False, True])
 def test_gradients_of_the_images(
-    tiny: Tiny,  # noqa: F811
+    tiny: Tiny,
     attention_heads: tuple[int, ...],
     conv_ratio: float,
     training: bool,
@@ -146,7 +146,7 @@ def test_gradients_of_the_images(
 
 
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.GELU("tanh")])
-def test_other_activations_stay(tiny: Tiny, act: nn.Module) -> None:  # noqa: F811
+def test_other_activations_stay(tiny: Tiny, act: nn.Module) -> None:
     model = tiny()
     for mixer in operations(model, InceptionMixer):
         mixer.conv_act = mixer.pool_act = act
@@ -156,7 +156,7 @@ def test_other_activations_stay(tiny: Tiny, act: nn.Module) -> None:  # noqa: F8
     agree(channels_first(fused)(images), model(images))
 
 
-def test_fuses_once(tiny: Tiny) -> None:  # noqa: F811
+def test_fuses_once(tiny: Tiny) -> None:
     model = tiny()
     images = torch.randn(1, 3, 64, 64)
     agree(fuse(fuse(model))(images), model(images))
@@ -170,3 +170,19 @@ def test_other_models() -> None:
     torch.testing.assert_close(fused(images), model(images), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="holds no iFormer"):
         fuse(model, 64)
+
+
+def test_compile(tiny: Tiny) -> None:
+    model = fuse(tiny(**TWO_STAGES))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 65, 34)
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_export_for_any_size(tiny: Tiny) -> None:
+    model = fuse(tiny(**TWO_STAGES))
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=(dynamic,)).module()
+    for batch, height, width in SIZES:
+        x = torch.randn(batch, 3, height, width)
+        torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)

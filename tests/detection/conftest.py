@@ -21,6 +21,17 @@ MODEL = {
     "rpn_post_nms_top_n_train": 50,
     "rpn_post_nms_top_n_test": 50,
 }
+CONFIG = {
+    "network": {
+        "architecture": "mask_rcnn",
+        "backbone": "iformer_nano",
+        "num_classes": 3,
+        **MODEL,
+        "box_score_thresh": 0.3,
+    },
+    "class_names": ["car", "train", "zebra"],
+    "category_ids": [3, 7, 90],
+}
 CATEGORIES = [{"id": 90, "name": "zebra"}, {"id": 3, "name": "car"}, {"id": 7, "name": "train"}]  # sorted by nobody
 
 

@@ -18,20 +18,8 @@ from iformer.detection.model import build
 from iformer.detection.pictures import draw
 from iformer.models import saved
 from iformer.models.prediction import Options, predictions, predictor
-from iformer_command import cli
-from tests.detection.conftest import MODEL
-
-CONFIG = {
-    "network": {
-        "architecture": "mask_rcnn",
-        "backbone": "iformer_nano",
-        "num_classes": 3,
-        **MODEL,
-        "box_score_thresh": 0.3,
-    },
-    "class_names": ["car", "train", "zebra"],
-    "category_ids": [3, 7, 90],
-}
+from tests.conftest import Command
+from tests.detection.conftest import CONFIG
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +33,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object, verb: str = "predict") -> int:
-    monkeypatch.setattr(sys, "argv", ["iformer", verb, *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return end.value.code or 0
-
-
-def test_json_is_coco_and_the_picture_is_drawn(
-    trained: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_json_is_coco_and_the_picture_is_drawn(trained: Path, coco: Path, tmp_path: Path, iformer: Command) -> None:
     images = [coco / "images" / "11.png", coco / "images" / "12.png"]
-    assert command(monkeypatch, *images, "--checkpoint", trained, "--output", tmp_path / "out", "--json") == 0
-    document = json.loads(capsys.readouterr().out)
+    status, out, _ = iformer("predict", *images, "--checkpoint", trained, "--output", tmp_path / "out", "--json")
+    assert status == 0
+    document = json.loads(out)
     (tmp_path / "found.json").write_text(json.dumps(document))
     found = COCO(tmp_path / "found.json")
     assert [entry["file_name"] for entry in document["images"]] == [str(image) for image in images]
@@ -75,31 +55,29 @@ def test_json_is_coco_and_the_picture_is_drawn(
         assert Image.open(entry["picture"]).size == (entry["width"], entry["height"])
 
 
-def test_text_names_objects(
-    trained: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_text_names_objects(trained: Path, coco: Path, tmp_path: Path, iformer: Command) -> None:
     image = coco / "images" / "11.png"
     arguments = ["--checkpoint", trained, "--output", tmp_path, "--threshold", 0.3]
-    assert command(monkeypatch, image, *arguments) == 0
-    out = capsys.readouterr().out
+    status, out, _ = iformer("predict", image, *arguments)
+    assert status == 0
     assert any(name in out for name in CONFIG["class_names"])
     assert f"picture: {tmp_path / '11.jpg'}" in out
 
 
 def test_same_names_get_pictures_of_their_own_and_bad_files_are_passed_over(
-    trained: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    trained: Path, coco: Path, tmp_path: Path, iformer: Command
 ) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "11.png").write_bytes((coco / "images" / "11.png").read_bytes())
     (tmp_path / "b" / "bad.jpg").write_text("no image")
-    out = tmp_path / "out"
-    arguments = [tmp_path / "a", tmp_path / "b", "--checkpoint", trained, "--output", out, "--json"]
-    assert command(monkeypatch, *arguments) == 0
-    captured = capsys.readouterr()
-    assert sorted(path.name for path in out.iterdir()) == ["11.jpg", "11_2.jpg"]
-    assert "bad.jpg: not an image" in json.loads(captured.out)["errors"][0]["error"]
-    assert "bad.jpg: not an image" in captured.err
+    pictures = tmp_path / "out"
+    arguments = [tmp_path / "a", tmp_path / "b", "--checkpoint", trained, "--output", pictures, "--json"]
+    status, out, err = iformer("predict", *arguments)
+    assert status == 0
+    assert sorted(path.name for path in pictures.iterdir()) == ["11.jpg", "11_2.jpg"]
+    assert "bad.jpg: not an image" in json.loads(out)["errors"][0]["error"]
+    assert "bad.jpg: not an image" in err
 
 
 @pytest.mark.parametrize(
@@ -154,7 +132,7 @@ print(json.dumps({"boxes": boxes.tolist(), "scores": scores.tolist(), "names": [
 
 
 def test_exported_detector_runs_without_this_package(
-    trained: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    trained: Path, coco: Path, tmp_path: Path, iformer: Command
 ) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -163,8 +141,9 @@ def test_exported_detector_runs_without_this_package(
     for name in ("11.png", "12.png"):
         (tmp_path / "photos" / name).write_bytes((coco / "images" / name).read_bytes())
     arguments = [trained, "--output", tmp_path / "detector.onnx", "--images", tmp_path / "photos", "--json"]
-    assert command(monkeypatch, *arguments, verb="export") == 0
-    told = json.loads(capsys.readouterr().out)
+    status, out, _ = iformer("export", *arguments)
+    assert status == 0
+    told = json.loads(out)
     assert (told["file"], told["images"]) == (str(tmp_path / "detector.onnx"), 2)
     assert told["objects"] > 0
     assert told["largest_difference"] < 1e-3
@@ -189,11 +168,10 @@ def test_exported_detector_runs_without_this_package(
         ("--size=32 32", "(it is for segmenters)"),
     ],
 )
-def test_export_refuses_what_detectors_have_not(
-    option: str, told: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    assert command(monkeypatch, trained, *option.replace("=", " ").split(), verb="export") == 2
-    (line,) = capsys.readouterr().err.splitlines()
+def test_export_refuses_what_detectors_have_not(option: str, told: str, trained: Path, iformer: Command) -> None:
+    status, _, err = iformer("export", trained, *option.replace("=", " ").split())
+    assert status == 2
+    (line,) = err.splitlines()
     assert told in line
 
 
@@ -258,7 +236,7 @@ def test_memory_does_not_grow_with_the_number_of_objects(trained: Path, tmp_path
 
 
 def test_an_image_of_extreme_proportions_is_one_line_and_the_others_go_on(
-    trained: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    trained: Path, coco: Path, tmp_path: Path, iformer: Command
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -267,13 +245,13 @@ def test_an_image_of_extreme_proportions_is_one_line_and_the_others_go_on(
     (folder / "b.png").write_bytes(whole)
     (folder / "c_cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "._b.png").write_bytes(b"not mine")
-    assert command(monkeypatch, folder, "--checkpoint", trained, "--output", tmp_path / "out", "--json") == 0
-    captured = capsys.readouterr()
-    document = json.loads(captured.out)
+    status, out, err = iformer("predict", folder, "--checkpoint", trained, "--output", tmp_path / "out", "--json")
+    assert status == 0
+    document = json.loads(out)
     assert [Path(entry["file_name"]).name for entry in document["images"]] == ["b.png"]
     assert [Path(entry["image"]).name for entry in document["errors"]] == ["a_line.png", "c_cut.png"]
     assert all("\n" not in entry["error"] and entry["image"] in entry["error"] for entry in document["errors"])
-    assert "Traceback" not in captured.err
+    assert "Traceback" not in err
 
 
 def test_a_detector_that_finds_nothing_draws_the_image_as_it_is(trained: Path, coco: Path, tmp_path: Path) -> None:

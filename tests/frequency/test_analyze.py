@@ -3,7 +3,6 @@
 import json
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from iformer.frequency.analyze import analyze
 from iformer.frequency.inputs import ImageFiles, class_index, open_model
 from iformer.frequency.inputs import untrained as fresh
 from iformer.models import saved
-from iformer_command import cli
+from tests.conftest import Command
 from tests.frequency.test_layers import tiny
 
 FIGURES = (
@@ -55,16 +54,9 @@ def trained(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., tuple[int, str, str]]:
-    """``iformer analyze ...``: exit status, standard output and error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["iformer", "analyze", *map(str, arguments), "--output", str(tmp_path / "out")])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
+def run(tmp_path: Path, iformer: Command) -> Command:
+    """``iformer analyze ...`` into ``out``."""
+    return lambda *arguments: iformer("analyze", *arguments, "--output", tmp_path / "out")
 
 
 def test_trained_beside_untrained(run: Any, folder: Path, trained: Path, tmp_path: Path) -> None:

@@ -14,23 +14,13 @@ from torch.export import Dim
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from iformer.models.inception_transformer import InceptionTransformer
+from tests.networks import SIZES, TWO_STAGES, plain_and_fused
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit:FutureWarning", "ignore:NOTE. The nodes obtained:UserWarning"
 )
 
 Tiny = Callable[..., InceptionTransformer]
-
-# All that a compiler can meet in the four stages, in two: attention pooled and not, LayerScale.
-TWO_STAGES: dict[str, Any] = {
-    "depths": (1, 1),
-    "dims": (8, 16),
-    "num_heads": (2, 4),
-    "attention_heads": (1, 2),
-    "pool_strides": (2, 1),
-    "layer_scales": (None, 1.0),
-}
-SIZES = [(2, 64, 64), (1, 33, 47), (3, 96, 61), (2, 65, 34)]
 
 
 def close(one: Tensor, other: Tensor) -> None:
@@ -45,6 +35,7 @@ def _forget_compiled() -> None:
 # TorchScript
 
 
+@plain_and_fused
 @pytest.mark.parametrize("scriptable", [False, True])
 def test_torchscript(tiny: Tiny, scriptable: bool) -> None:
     with set_scriptable(scriptable):
@@ -58,6 +49,7 @@ def test_torchscript(tiny: Tiny, scriptable: bool) -> None:
         close(scripted(x), model(x))
 
 
+@plain_and_fused
 @pytest.mark.parametrize("ramp", [(0, 0, 0, 0, 0), (2, 4, 4, 4, 4), (1, 0, 4, 2, 0)])
 def test_torchscript_without_branches(tiny: Tiny, ramp: tuple[int, ...]) -> None:
     model = tiny(attention_heads=ramp, scriptable=True)
@@ -65,6 +57,7 @@ def test_torchscript_without_branches(tiny: Tiny, ramp: tuple[int, ...]) -> None
     close(torch.jit.script(model)(x), model(x))
 
 
+@plain_and_fused
 @pytest.mark.parametrize("feature_cls", ["list", "dict", "fx"])
 def test_torchscript_of_feature_maps(tiny: Tiny, feature_cls: str) -> None:
     model = tiny(features_only=True, feature_cls=feature_cls, scriptable=True)
@@ -108,6 +101,7 @@ def test_fx(name: str) -> None:
         torch.testing.assert_close(y, model(x), rtol=0, atol=0)
 
 
+@plain_and_fused
 def test_fx_at_any_size(tiny: Tiny) -> None:
     model = tiny()
     traced = trace(model)
@@ -125,6 +119,7 @@ def test_fx_trains(tiny: Tiny) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@plain_and_fused
 def test_fx_then_torchscript(tiny: Tiny) -> None:
     model = tiny(scriptable=True)
     x = torch.randn(1, 3, 64, 64)
@@ -132,6 +127,7 @@ def test_fx_then_torchscript(tiny: Tiny) -> None:
     close(y, model(x))
 
 
+@plain_and_fused
 def test_fx_without_options(tiny: Tiny) -> None:
     """Other tools trace without what timm tells its tracer."""
     model = tiny()
@@ -141,6 +137,7 @@ def test_fx_without_options(tiny: Tiny) -> None:
         torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
 
 
+@plain_and_fused
 def test_feature_extractor_of_any_layer(tiny: Tiny) -> None:
     model = tiny()
     extractor = create_feature_extractor(model, {"stages.2.blocks.1.mixer.cat": "mixed", "norm": "normed"})
@@ -189,6 +186,7 @@ def test_compile_with_inductor(tiny: Tiny) -> None:
 # torch.export
 
 
+@plain_and_fused
 @pytest.mark.parametrize("strict", [False, True])
 def test_static_export(tiny: Tiny, strict: bool) -> None:
     model = tiny(**TWO_STAGES)
@@ -220,6 +218,7 @@ def test_export_for_any_size(
         close(exported(x), model(x))
 
 
+@plain_and_fused
 def test_static_export_has_no_padding(tiny: Tiny) -> None:
     """Only a graph for any size needs it (AttentionBranch)."""
     x = torch.randn(1, 3, 64, 64)

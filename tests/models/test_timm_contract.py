@@ -24,6 +24,7 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_grou
 from torch import Tensor, nn
 
 from iformer.models.inception_transformer import InceptionTransformer
+from tests.networks import plain_and_fused
 
 Tiny = Callable[..., InceptionTransformer]
 
@@ -105,6 +106,7 @@ def test_device_and_type() -> None:
         assert all(p.is_meta for p in timm.create_model("iformer_small").parameters())
 
 
+@plain_and_fused
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_runs_in_other_types(tiny: Tiny, images: Tensor, dtype: torch.dtype) -> None:
     model = tiny()
@@ -162,6 +164,7 @@ def test_features_only_with_checkpointing(tiny: Tiny, images: Tensor) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@plain_and_fused
 def test_normalised_feature_maps(tiny: Tiny, images: Tensor) -> None:
     model = tiny()
     features = model.forward_features(images)
@@ -169,6 +172,7 @@ def test_normalised_feature_maps(tiny: Tiny, images: Tensor) -> None:
     torch.testing.assert_close(getter(images)[-1], features, rtol=0, atol=0)
 
 
+@plain_and_fused
 def test_forward_intermediates(tiny: Tiny, images: Tensor) -> None:
     model = tiny()
     info = FeatureInfo(model.feature_info, len(model.feature_info))

@@ -1,13 +1,21 @@
 """Scenes to segment: a folder of images, and one of label maps, in which colours tell the classes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pytest
-from PIL import Image
+
+from iformer.models import saved
+from iformer.models.prediction import Options, predictions, predictor
 
 COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)  # of classes 0, 1, 2
 NAMES = ["red", "green", "blue"]
+FOLDERS = {
+    "train_images": "images/train",
+    "train_labels": "labels/train",
+    "val_images": "images/val",
+    "val_labels": "labels/val",
+}
 
 
 def scene(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -22,14 +30,7 @@ def scene(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image, labels
 
 
-@pytest.fixture
-def scenes(tmp_path: Path) -> Path:
-    """Folders ``images/{train,val}`` and ``labels/{train,val}``; eight and three images, of different sizes."""
-    for split, count in (("train", 8), ("val", 3)):
-        for kind in ("images", "labels"):
-            (tmp_path / "scenes" / kind / split).mkdir(parents=True)
-        for i in range(count):
-            image, labels = scene(60 + 5 * i, 70 + 3 * i, i)
-            Image.fromarray(image).save(tmp_path / "scenes/images" / split / f"{i}.png")
-            Image.fromarray(labels).save(tmp_path / "scenes/labels" / split / f"{i}.png")
-    return tmp_path / "scenes"
+def segment(folder: Path, paths: list[Path], output: Path) -> list[dict[str, Any]]:
+    """The results of predicting with a saved segmenter."""
+    model = saved.resolve(folder)
+    return list(predictions(model, predictor(model, Options(output=output)), paths))

@@ -14,14 +14,7 @@ from PIL import Image
 from iformer.common.plotting import default_palette
 from iformer.segmentation.data import SegmentationData
 from iformer.segmentation.transforms import IGNORE
-from tests.segmentation.conftest import NAMES
-
-FOLDERS = {
-    "train_images": "images/train",
-    "train_labels": "labels/train",
-    "val_images": "images/val",
-    "val_labels": "labels/val",
-}
+from tests.segmentation.conftest import FOLDERS, NAMES
 
 
 def data(root: Path, **arguments: Any) -> SegmentationData:

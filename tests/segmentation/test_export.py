@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +16,10 @@ from iformer.deployment.export import _sized
 from iformer.deployment.formats import metadata
 from iformer.models import saved
 from iformer.segmentation.model import build
-from iformer_command.cli import main
-from tests.models.conftest import _seed_and_threads, draw  # noqa: F401
-from tests.segmentation.test_predict import CONFIG, segment
+from tests.conftest import Command
+from tests.networks import SCENES, SEGMENTERS, draw
+from tests.segmentation.conftest import segment
 
-TINY = {"backbone": "iformer_small", "num_classes": 3, "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8],
-        "num_heads": [2, 2, 2, 2], "attention_heads": [1, 0, 0, 1]}  # fmt: skip
-DECODERS: dict[str, dict[str, int]] = {
-    "semantic_fpn": {"neck_channels": 8, "head_channels": 8}, "upernet": {"channels": 8}
-}  # fmt: skip
 SIZE = (48, 64)
 
 
@@ -33,10 +27,9 @@ SIZE = (48, 64)
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two segmenters, and of three photographs in ``photos``."""
     root = tmp_path_factory.mktemp("segmenters")
-    for architecture, channels in DECODERS.items():
+    for architecture, network in SEGMENTERS.items():
         torch.manual_seed(0)
-        network = {"architecture": architecture, **TINY, **channels}
-        config = {**CONFIG, "network": network, "crop": SIZE}
+        config = {**SCENES, "network": network, "crop": SIZE}
         saved.save_assembled(draw(build(**network)), root / architecture, "segmentation", config)
     (root / "photos").mkdir()
     random = np.random.default_rng(0)
@@ -44,13 +37,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coarse = random.integers(0, 256, (5, 6, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((60 + 4 * index, 48)).save(root / "photos" / f"{index}.png")
     return root
-
-
-def export(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["iformer", "export", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 def check(file: Path, folder: Path, *shapes: tuple[int, ...]) -> None:
@@ -64,47 +50,45 @@ def check(file: Path, folder: Path, *shapes: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("architecture", "kind"), [("semantic_fpn", "openvino"), ("semantic_fpn", "torch-export"), ("upernet", "onnx")]
 )
-def test_every_format(
-    architecture: str, kind: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_every_format(architecture: str, kind: str, trained: Path, tmp_path: Path, iformer: Command) -> None:
     file = tmp_path / f"file{engines.FORMATS[kind]}"
     options = ["--format", kind, "--output", file, "--images", trained / "photos"]
-    assert not export(monkeypatch, trained / architecture, *options, "--json")
-    result = json.loads(capsys.readouterr().out)
+    status, out, _ = iformer("export", trained / architecture, *options, "--json")
+    result = json.loads(out)
+    assert not status
     assert (result["images"], result["same_class"]) == (3, 1)
     check(file, trained / architecture, (1, 3, *SIZE))
 
 
 @pytest.mark.parametrize(("architecture", "kind"), [("semantic_fpn", "onnx"), ("semantic_fpn", "openvino")])
-def test_any_size(architecture: str, kind: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_size(architecture: str, kind: str, trained: Path, tmp_path: Path, iformer: Command) -> None:
     file = tmp_path / f"file{engines.FORMATS[kind]}"
-    assert not export(monkeypatch, trained / architecture, "--format", kind, "--output", file, "--dynamic")
+    assert not iformer("export", trained / architecture, "--format", kind, "--output", file, "--dynamic")[0]
     check(file, trained / architecture, (1, 3, *SIZE), (2, 3, 51, 97), (1, 3, 32, 32))  # last a map of a single pixel
 
 
-def test_a_coarsest_map_of_one_pixel(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coarsest_map_of_one_pixel(trained: Path, tmp_path: Path, iformer: Command) -> None:
     options = ("--format", "openvino", "--output", tmp_path / "file.xml", "--size", 32, 32)
-    assert not export(monkeypatch, trained / "semantic_fpn", *options)
+    assert not iformer("export", trained / "semantic_fpn", *options)[0]
 
 
 def test_the_files_user_is_told_what_predict_knows(trained: Path) -> None:
     about = metadata(_sized(saved.resolve(trained / "upernet"), "upernet", None), "fp32")
     told = {key: json.loads(about[key]) for key in ("class_names", "palette", "preprocessing")}
-    assert told["class_names"] == CONFIG["class_names"]
-    assert told["palette"] == CONFIG["palette"]
+    assert told["class_names"] == SCENES["class_names"]
+    assert told["palette"] == SCENES["palette"]
     assert told["preprocessing"]["input_size"] == [3, *SIZE]
-    assert (told["preprocessing"]["mean"], told["preprocessing"]["std"]) == (CONFIG["mean"], CONFIG["std"])
+    assert (told["preprocessing"]["mean"], told["preprocessing"]["std"]) == (SCENES["mean"], SCENES["std"])
 
 
-def test_the_documents_example_segments_as_predict_does(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_the_documents_example_segments_as_predict_does(trained: Path, tmp_path: Path, iformer: Command) -> None:
     page = Path(__file__).parents[2] / "docs" / "deployment.md"
     _, program, *_ = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     folder, photo = trained / "semantic_fpn", trained / "photos" / "2.png"
     options = ["--size", 48, 68, "--output", tmp_path / "camvid.onnx", "--images", photo]
-    assert not export(monkeypatch, folder, *options)
-    assert capsys.readouterr().out.endswith("on 1 images, same class for 100.00% of the pixels\n")
+    status, out, _ = iformer("export", folder, *options)
+    assert not status
+    assert out.endswith("on 1 images, same class for 100.00% of the pixels\n")
     Image.open(photo).save(tmp_path / "street.jpg")
     forbidden = "import sys\nsys.modules.update(dict.fromkeys(('iformer', 'timm', 'torch')))\n"
     done = subprocess.run([sys.executable, "-c", forbidden + program], cwd=tmp_path, capture_output=True, text=True)
@@ -132,18 +116,19 @@ def test_mistakes(
     message: str,
     trained: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Any,
+    iformer: Command,
 ) -> None:
-    assert export(monkeypatch, trained / architecture, "--output", tmp_path / "file.onnx", *options) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    status, _, err = iformer("export", trained / architecture, "--output", tmp_path / "file.onnx", *options)
+    assert status == 2
+    (line,) = err.strip().splitlines()
     assert message in line
     assert not list(tmp_path.iterdir())
 
 
-def test_size_is_for_segmenters(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    assert export(monkeypatch, "iformer_nano", "--weights", "random", "--size", 32, 32) == 2
-    assert "size: iformer_nano has one of its own" in capsys.readouterr().err
+def test_size_is_for_segmenters(iformer: Command) -> None:
+    status, _, err = iformer("export", "iformer_nano", "--weights", "random", "--size", 32, 32)
+    assert status == 2
+    assert "size: iformer_nano has one of its own" in err
 
 
 def test_a_checkpoint_that_names_no_crop_needs_a_size(trained: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Prediction for image files of every kind, and the legend of the overlay."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,22 +9,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from iformer.models import saved
-from iformer.models.prediction import Options, predictions, predictor
 from iformer.segmentation import pictures
 from iformer.segmentation.model import build
+from tests.networks import SCENES
+from tests.segmentation.conftest import segment
 
 NETWORK = {"architecture": "semantic_fpn", "backbone": "iformer_nano", "num_classes": 3, "neck_channels": 8,
            "head_channels": 8}  # fmt: skip
-CONFIG: dict[str, Any] = {
-    "network": NETWORK, "window": None, "flip_test": False, "resize": None, "mean": [0.5] * 3, "std": [0.25] * 3,
-    "class_names": ["red", "green", "blue"], "palette": [[250, 0, 0], [0, 250, 0], [0, 0, 250]],
-}  # fmt: skip
-
-
-def segment(folder: Path, paths: list[Path], output: Path) -> list[dict[str, Any]]:
-    """The results of predicting with a saved segmenter."""
-    model = saved.resolve(folder)
-    return list(predictions(model, predictor(model, Options(output=output)), paths))
+CONFIG = {**SCENES, "network": NETWORK}
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +18,8 @@ from iformer.segmentation import inference
 from iformer.segmentation.task import SegmentationTask
 from iformer.training import checkpoints
 from iformer.training.launcher import run
-from iformer_command import cli
-from tests.segmentation.conftest import COLOURS, NAMES, scene
-from tests.segmentation.test_data import FOLDERS
+from tests.conftest import Command
+from tests.segmentation.conftest import COLOURS, FOLDERS, NAMES, scene
 from tests.training.processes import start_ranks
 from tests.training.tiny import CPUSharding
 
@@ -71,26 +68,13 @@ def metrics(folder: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., tuple[int, str, str]]:
-    """``iformer ...``: exit status, standard output and error."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["iformer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return command
-
-
-def test_it_learns_is_evaluated_and_predicts(scenes: Path, tmp_path: Path, command: Any) -> None:
+def test_it_learns_is_evaluated_and_predicts(scenes: Path, tmp_path: Path, iformer: Command) -> None:
     file = recipe(scenes, tmp_path, trainer__max_epochs=10, trainer__check_val_every_n_epoch=10)
-    assert command("fit", f"--config={file}")[0] == 0
+    assert iformer("fit", f"--config={file}")[0] == 0
     (miou,) = metrics(tmp_path, "val_miou")
     assert miou > 0.8
 
-    status, out, _ = command("test", f"--config={file}", "--resume")
+    status, out, _ = iformer("test", f"--config={file}", "--resume")
     assert status == 0
     assert all(name in out for name in ("share", "iou", "accuracy", *NAMES))
     with open(tmp_path / "run/per_class.csv") as opened:
@@ -99,7 +83,7 @@ def test_it_learns_is_evaluated_and_predicts(scenes: Path, tmp_path: Path, comma
     assert np.mean([float(row["iou"]) for row in rows]) == pytest.approx(miou, abs=1e-3)
     assert min(Image.open(tmp_path / "run/pictures.png").size) > 300
     assert len((tmp_path / "run/confusion.csv").read_text().splitlines()) == 4
-    status, out, _ = command("validate", f"--config={file}", "--resume", "--json")
+    status, out, _ = iformer("validate", f"--config={file}", "--resume", "--json")
     document = json.loads(out)
     assert document["metrics"]["val_miou"] == pytest.approx(miou, abs=1e-5)
     assert [row["class"] for row in document["per_class"]] == NAMES
@@ -110,7 +94,7 @@ def test_it_learns_is_evaluated_and_predicts(scenes: Path, tmp_path: Path, comma
     Image.fromarray(image).save(tmp_path / "new/street.jpg", quality=95)
     (tmp_path / "new/broken.png").write_text("no image")
     arguments = [tmp_path / "new", "--checkpoint", tmp_path / "run", "--output", tmp_path / "out"]
-    status, out, err = command("predict", *arguments, "--json")
+    status, out, err = iformer("predict", *arguments, "--json")
     assert status == 0
     assert "broken.png: not an image" in err
     result = next(result for result in json.loads(out) if "error" not in result)
@@ -123,7 +107,7 @@ def test_it_learns_is_evaluated_and_predicts(scenes: Path, tmp_path: Path, comma
     assert result["classes"][0]["name"] == NAMES[np.bincount(found.flatten()).argmax()]
     with Image.open(result["overlay"]) as overlay:
         assert min(overlay.size) > 200
-    status, out, _ = command("predict", *arguments, "--top", 1)
+    status, out, _ = iformer("predict", *arguments, "--top", 1)
     assert "street_overlay.png" in out
     assert result["classes"][0]["name"] in out
 
@@ -165,7 +149,7 @@ def test_windows_and_flips_are_settings_of_an_evaluation(scenes: Path, tmp_path:
 
 
 def test_predict_takes_the_window_and_the_flip_test_of_the_training(
-    scenes: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+    scenes: Path, tmp_path: Path, iformer: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"model__init_args__window": [32, 32], "model__init_args__flip_test": True}
     run("fit", ["--config", str(recipe(scenes, tmp_path, trainer__max_epochs=1, **settings))])
@@ -180,7 +164,7 @@ def test_predict_takes_the_window_and_the_flip_test_of_the_training(
     image, _ = scene(50, 70, 99)
     Image.fromarray(image).save(tmp_path / "a.png")
     arguments = ["--checkpoint", tmp_path / "run", "--output", tmp_path / "out"]
-    assert command("predict", tmp_path / "a.png", *arguments)[0] == 0
+    assert iformer("predict", tmp_path / "a.png", *arguments)[0] == 0
     assert ([*map(int, asked[0][0])], asked[0][1]) == ([32, 32], True)
 
 
@@ -227,17 +211,17 @@ def test_images_without_labels_cost_nothing(scenes: Path, tmp_path: Path) -> Non
     assert loss == 0
 
 
-def test_mistakes_are_named(scenes: Path, tmp_path: Path, command: Any) -> None:
+def test_mistakes_are_named(scenes: Path, tmp_path: Path, iformer: Command) -> None:
     file = recipe(scenes, tmp_path, model__init_args__num_classes=5)
-    assert "num_classes is 5, but the data has 3 classes" in command("fit", f"--config={file}")[2]
+    assert "num_classes is 5, but the data has 3 classes" in iformer("fit", f"--config={file}")[2]
     file = recipe(scenes, tmp_path, model__init_args__architecture="unet")
-    status, _, err = command("fit", f"--config={file}")
+    status, _, err = iformer("fit", f"--config={file}")
     assert status == 2
     assert "architecture" in err.splitlines()[-1]
 
     task = SegmentationTask("iformer_nano", 3, model_args={"neck_channels": 8, "head_channels": 8})
     saved.save_assembled(task.model, tmp_path / "odd", "segmentation", {"class_names": NAMES})
     Image.fromarray(COLOURS[None]).save(tmp_path / "a.png")
-    status, _, err = command("predict", tmp_path / "a.png", "--checkpoint", tmp_path / "odd")
+    status, _, err = iformer("predict", tmp_path / "a.png", "--checkpoint", tmp_path / "odd")
     assert status == 2
     assert "config.json: network: Field required" in err
