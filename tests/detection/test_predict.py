@@ -88,7 +88,7 @@ def test_same_names_get_pictures_of_their_own_and_bad_files_are_passed_over(
         ({"network": {**CONFIG["network"], "channels": 8}}, "weights and config.json do not fit"),
         (
             {"network": {"architecture": "mask_rcnn", "backbone": "iformer_nano", "num_classes": 3, "no_such": 1}},
-            "no no_such",
+            "no argument no_such",
         ),
     ],
 )
@@ -164,8 +164,8 @@ def test_exported_detector_runs_without_this_package(
     [
         ("--format=openvino", "a detector is exported with --format onnx and --precision fp32 only"),
         ("--precision=int8", "a detector is exported with --format onnx and --precision fp32 only"),
-        ("--labelled=.", "labelled: accuracy is measured of classifiers only"),
-        ("--size=32 32", "(it is for segmenters)"),
+        ("--labelled=.", "is not a classifier; leave --labelled out"),
+        ("--size=32 32", "leave --size out, it is for segmenters"),
     ],
 )
 def test_export_refuses_what_detectors_have_not(option: str, told: str, trained: Path, iformer: Command) -> None:
