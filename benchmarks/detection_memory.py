@@ -2,8 +2,8 @@
 
     python -m benchmarks.detection_memory
 
-The process's highest resident memory with gradient checkpointing, weights, gradients and AdamW's state included. The
-image holds 20 objects, and training samples 512 regions.
+The result is the highest resident memory of the process with gradient checkpointing, which includes weights, gradients
+and the state of AdamW. The image holds 20 objects, and training samples 512 regions.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def prepared_step(seed: int) -> Callable[[], None]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure the memory, print it and write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/results/detection_memory.json"))

@@ -1,8 +1,8 @@
 """The input pipeline of the full recipe at 224 pixels: images per second and core, and where the time goes.
 
-One process and one thread read and augment every image ``--rounds`` times, as one worker of a loader does. Each step is
-timed on its own; the first pass, which fills the disk cache, is not counted. Without ``--images`` the images are
-generated: JPEGs of 500x375 pixels, the commonest size in ImageNet, of blurred noise.
+One process with one thread reads and augments every image ``--rounds`` times, like one worker of a data loader. Each
+step is timed separately; the first pass, which fills the disk cache, is not counted. Without ``--images``, the images
+are generated: JPEGs of blurred noise with 500x375 pixels, the most frequent size in ImageNet.
 
     python -m benchmarks.input_pipeline [--images FOLDER]
 """
@@ -27,7 +27,7 @@ from iformer.common.images import find_images, read_image
 from iformer.common.provenance import provenance
 from iformer.training.resumable import seed_from
 
-# The paper's Section 4.1: the transforms of iFormer's training on ImageNet-1K. Mixup and CutMix are the task's.
+# The transforms of iFormer's training on ImageNet-1K. Mixup and CutMix belong to the task, not to the pipeline.
 RECIPE: dict[str, Any] = {
     "image_size": 224,
     "auto_augment": "rand-m9-mstd0.5-inc1",
@@ -45,7 +45,7 @@ STEPS = {
 
 
 def generate(folder: Path, count: int, seed: int) -> None:
-    """Write ``count`` JPEGs with the detail of photographs, about 60 kB each."""
+    """Write ``count`` JPEGs that are as detailed as photographs, about 60 kB each."""
     random = np.random.default_rng(seed)
     for number in range(count):
         coarse = Image.fromarray(random.integers(0, 255, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
@@ -55,7 +55,7 @@ def generate(folder: Path, count: int, seed: int) -> None:
 
 
 def measure(files: list[Path], rounds: int, seed: int) -> tuple[dict[str, float], float]:
-    """Seconds per image of each step, and of the whole pipeline run without a clock between the steps."""
+    """Return the seconds per image of each step, and of the whole pipeline when steps are not timed separately."""
     transform = ImageData(**RECIPE).train_transform()
     seconds: dict[str, float] = defaultdict(float)
     whole = 0.0
@@ -81,9 +81,9 @@ def measure(files: list[Path], rounds: int, seed: int) -> tuple[dict[str, float]
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure the pipeline, print the times and write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="folder of images, instead of generated ones")
+    parser.add_argument("--images", type=Path, help="a folder of images to use instead of generated ones")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/results/input_pipeline.json"))

@@ -1,8 +1,8 @@
-"""A naive iFormer, written without a thought for speed or memory: what the benchmarks compare with.
+"""A naive iFormer, written without regard to speed or memory, as a baseline of the benchmarks.
 
-Eager, feature maps as contiguous NCHW in the mixer, a copy at each split of channels, the attention matrix built, every
-residual, scale and activation an operation of its own. Parameters have the names of the authors' release, so that
-:func:`iformer.models.released.convert` puts the same weights into our model.
+It runs eagerly, uses contiguous NCHW maps in the mixer, copies at each split of channels, builds the attention matrix,
+and runs every residual, scale and activation as a separate operation. Its parameters have the names of the authors'
+release, so that :func:`iformer.models.released.convert` puts the same weights into our model.
 """
 
 import torch
@@ -13,7 +13,7 @@ from iformer.models.presets import PRESETS
 
 
 class HighMixer(nn.Module):
-    """``(N, C_h, H, W)`` -> ``(N, 2 C_h, H, W)``: half of the channels convolved, half max-pooled."""
+    """The high-frequency mixer from ``(N, C_h, H, W)`` to ``(N, 2 C_h, H, W)``: half convolution, half max-pooling."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -27,14 +27,14 @@ class HighMixer(nn.Module):
         self.act2 = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Both branches, concatenated."""
+        """Return the outputs of both branches, concatenated."""
         convolved = self.act1(self.proj1(self.conv1(x[:, : self.half].contiguous())))
         pooled = self.act2(self.proj2(self.pool(x[:, self.half :].contiguous())))
         return torch.cat([convolved, pooled], dim=1)
 
 
 class LowMixer(nn.Module):
-    """``(N, C_l, H, W)`` -> ``(N, C_l, H, W)``: self-attention, on a map of half the size in the first two stages."""
+    """The low-frequency mixer on maps ``(N, C_l, H, W)``: self-attention, at half the size in stages 1 and 2."""
 
     def __init__(self, dim: int, num_heads: int, pool_size: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class LowMixer(nn.Module):
         self.upsample = nn.Upsample(scale_factor=pool_size) if pool_size > 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Softmax attention with its matrix written out."""
+        """Apply softmax attention, building its matrix."""
         x = self.pool(x)
         n, c, h, w = x.shape
         qkv = self.qkv(x.flatten(2).transpose(1, 2))
@@ -56,7 +56,7 @@ class LowMixer(nn.Module):
 
 
 class Mixer(nn.Module):
-    """``(N, H, W, C)`` -> ``(N, H, W, C)``."""
+    """The Inception mixer on maps ``(N, H, W, C)``."""
 
     def __init__(self, dim: int, num_heads: int, attention_heads: int, pool_size: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Mixer(nn.Module):
         self.proj = nn.Conv2d(fused, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Split, mix, fuse."""
+        """Split the channels, mix each part, and fuse the parts."""
         x = x.permute(0, 3, 1, 2)
         high = self.high_mixer(x[:, : self.high].contiguous())
         low = self.low_mixer(x[:, self.high :].contiguous())
@@ -79,7 +79,7 @@ class Mixer(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear."""
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -87,12 +87,12 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., C)`` -> ``(..., C)``."""
+        """Apply the layers to features ``(..., C)``."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
-    """Pre-norm residuals around mixer and MLP. ``(N, H, W, C)`` -> ``(N, H, W, C)``."""
+    """Mixer and MLP with pre-norm residuals, on maps ``(N, H, W, C)``."""
 
     def __init__(self, dim: int, num_heads: int, attention_heads: int, pool_size: int, scaled: bool) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Block(nn.Module):
         self.layer_scale_2 = nn.Parameter(1e-6 * torch.ones(dim)) if scaled else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Without stochastic depth, which costs neither model anything worth counting."""
+        """Apply the block without stochastic depth, whose cost is negligible in both models."""
         mixed = self.attn(self.norm1(x))
         x = x + (mixed if self.layer_scale_1 is None else self.layer_scale_1 * mixed)
         mapped = self.mlp(self.norm2(x))
@@ -112,7 +112,7 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-    """Two convolutions of stride 2."""
+    """The stem, two convolutions of stride 2."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -122,13 +122,13 @@ class Stem(nn.Module):
         self.norm2 = nn.BatchNorm2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` -> ``(N, H / 4, W / 4, C)``."""
+        """Return maps ``(N, H / 4, W / 4, C)`` for images ``(N, 3, H, W)``."""
         x = F.gelu(self.norm1(self.proj1(x)))
         return self.norm2(self.proj2(x)).permute(0, 2, 3, 1)
 
 
 class Downsample(nn.Module):
-    """A convolution of stride 2."""
+    """The downsampling between stages, a convolution of stride 2."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -136,16 +136,16 @@ class Downsample(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, H, W, C)`` -> ``(N, H / 2, W / 2, C')``."""
+        """Return maps ``(N, H / 2, W / 2, C')`` for maps ``(N, H, W, C)``."""
         return self.norm(self.proj(x.permute(0, 3, 1, 2).contiguous())).permute(0, 2, 3, 1)
 
 
 class NaiveIFormer(nn.Module):
-    """``(N, 3, H, W)`` -> ``(N, 1000)``, for square images of ``img_size`` pixels only.
+    """The naive iFormer, from images ``(N, 3, H, W)`` to logits ``(N, 1000)``.
 
     Args:
-        preset: One of iformer_small, iformer_base, iformer_large.
-        img_size: A multiple of 32 whose eighth is even.
+        preset: The preset, one of iformer_small, iformer_base and iformer_large.
+        img_size: The height and width of the images in pixels, a multiple of 32 whose eighth is even.
     """
 
     def __init__(self, preset: str = "iformer_small", img_size: int = 224) -> None:
@@ -167,7 +167,7 @@ class NaiveIFormer(nn.Module):
         self.head = nn.Linear(dims[-1], 1000)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Stages, then the mean over positions."""
+        """Apply the stages, average over the positions, and classify."""
         x = self.patch_embed(x)
         for stage in range(1, 5):
             if stage > 1:

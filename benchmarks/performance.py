@@ -1,8 +1,8 @@
-"""iFormer-S in every engine beside a naive iFormer, ConvNeXt-T and Swin-T: the page docs/performance.md, from one run.
+"""iFormer-S in every engine beside a naive iFormer, ConvNeXt-T and Swin-T: one run writes docs/performance.md.
 
 python -m benchmarks.performance
 
-What int8 costs in accuracy needs a trained model and its images; the page quotes it where this has been run before:
+The accuracy lost by int8 needs a trained model and its images. The page quotes it if this has been run before:
 
 iformer export runs/cifar10 --format openvino --precision int8 --images TRAIN_FOLDER --labelled TEST_FOLDER --json \
     > docs/results/performance/int8.json
@@ -32,7 +32,7 @@ DETECTION = (800, 1280)
 
 
 def naive_backbone() -> nn.Module:
-    """The naive model for images of ``DETECTION`` pixels; its classifier costs nothing worth counting."""
+    """Return the naive model for images of ``DETECTION`` pixels; the cost of its classifier is negligible."""
     model = NaiveIFormer()
     for stage in range(1, 5):
         embedding = getattr(model, f"pos_embed{stage}")
@@ -42,7 +42,7 @@ def naive_backbone() -> nn.Module:
 
 
 def chosen_configurations() -> list[Configuration]:
-    """What is compared. torch.compile takes minutes to get ready, and so it is here in one type and size only."""
+    """Return the configurations to compare, torch.compile in one type and size only as it takes minutes to compile."""
     return [
         *combinations([NAIVE, OURS, *PEERS], ["eager"], ["fp32"]),
         *combinations([OURS], ["fused"], ["fp32", "bf16"]),
@@ -55,7 +55,7 @@ def chosen_configurations() -> list[Configuration]:
 
 
 def backbone_memory(threads: int) -> dict[str, dict[str, float]]:
-    """MiB of the whole process at its peak, and what inference adds, of backbones at ``DETECTION`` pixels in fp32."""
+    """Return the peak memory of fp32 backbones at ``DETECTION`` pixels, and the part that inference adds, in MiB."""
     height, width = DETECTION
     memory = {}
     for name, configuration in {
@@ -71,7 +71,7 @@ def backbone_memory(threads: int) -> dict[str, dict[str, float]]:
 
 
 def ratios(results: dict[str, Any], memory: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Return what the run says of iFormer-S beside the others, as ratios within it."""
+    """Return the ratios of iFormer-S to the other models within the run."""
     time = {
         (row["model"], row["engine"], row["precision"]): row["milliseconds"]
         for row in results["variants"]
@@ -106,7 +106,7 @@ def ratios(results: dict[str, Any], memory: dict[str, dict[str, float]]) -> dict
 
 
 def page(results: dict[str, Any], figure: str, accuracy: dict[str, Any] | None = None) -> str:
-    """The page in Markdown; ``accuracy`` is what ``iformer export`` said of a trained model."""
+    """Return the page in Markdown; ``accuracy`` is the result of ``iformer export`` for a trained model."""
     headings, body = benchmark_page.rows(results)
     peaks = ", ".join(f"{name} {value:,.0f}" for name, value in results["matrix_product_gmacs_per_second"].items())
     memory = [
@@ -151,7 +151,7 @@ def _markdown(headings: list[str], rows: list[list[str]]) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Measure, print, write the results, the picture and the page."""
+    """Measure, print the ratios, and write the results, the picture and the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,8 +1,8 @@
-"""One training step of iformer_small at 224 pixels on the CPU: a naive iFormer beside ours, in one run.
+"""A training step of iformer_small at 224 pixels on the CPU: a naive iFormer and ours, side by side in one run.
 
-A step is forward, cross entropy, backward and AdamW. Both models carry the same weights and must give the same logits
-first. Speed is the median of interleaved rounds in which each does one step. Memory is the highest of a fresh process
-that does two steps, and what of it they add to imports, model and images.
+A step consists of forward pass, cross entropy, backward pass and AdamW. Both models have the same weights and must
+first give the same logits. Speed is the median over interleaved rounds in which each model does one step. Memory is the
+highest of a fresh process that does two steps, and the part of it that the steps add to imports, model and images.
 
     python -m benchmarks.training_step
 """
@@ -61,7 +61,7 @@ def models(seed: int) -> dict[str, nn.Module]:
 
 
 def step(name: str, model: nn.Module, precision: str, batch_size: int) -> Callable[[], None]:
-    """Return a training step to call again and again."""
+    """Return a training step that can be called repeatedly."""
     images = torch.randn(batch_size, 3, 224, 224)
     labels = torch.randint(1000, (batch_size,))
     if name == "ours":
@@ -80,12 +80,12 @@ def step(name: str, model: nn.Module, precision: str, batch_size: int) -> Callab
 
 
 def prepared_step(name: str, precision: str, batch_size: int, seed: int) -> Callable[[], None]:
-    """Return a training step of one of the two models, for a process of its own."""
+    """Return a training step of one of the two models, for a separate process."""
     return step(name, build(name, seed), precision, batch_size)
 
 
 def timed(run: Callable[[], None]) -> list[float]:
-    """Return the seconds that a step takes."""
+    """Return the seconds that a step takes, as a list of one value."""
     start = time.perf_counter()
     run()
     return [time.perf_counter() - start]
@@ -148,7 +148,7 @@ def print_table(results: dict[str, dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure speed and memory, print them and write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)

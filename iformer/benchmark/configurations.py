@@ -1,4 +1,4 @@
-"""What is measured side by side: a model in an engine, in a precision, for a batch of images."""
+"""The configurations that are measured: a model in an engine, in a precision, for a batch of images."""
 
 import importlib
 import tempfile
@@ -26,25 +26,25 @@ ENGINES = {
     "onnxruntime": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "bf16", "fp16", "int8"),
 }
-"""The engines and the precisions that each has."""
+"""The engines, each with the precisions that it offers."""
 
 CALIBRATION = 8
-"""Random images, or one batch, that int8 is calibrated on: enough where only the speed is asked for."""
+"""The least number of random images to calibrate int8 on, which is enough to measure speed."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One thing to measure.
+    """One configuration to measure.
 
     Attributes:
-        model: What :func:`iformer.models.saved.resolve` takes, or ``module:callable`` for whatever else can be imported
-            and called for a network.
-        engine: One of ``ENGINES``.
-        precision: One of those that the engine has.
-        batch: Images at a time.
-        height: Of the images, in pixels.
-        width: Of the images, in pixels.
-        device: cpu or cuda.
+        model: A reference for :func:`iformer.models.saved.resolve`, or ``module:callable`` for any function that can be
+            imported and returns a network.
+        engine: The engine, one of :data:`ENGINES`.
+        precision: The precision, one of those that the engine offers.
+        batch: The number of images in a batch.
+        height: The height of the images in pixels.
+        width: The width of the images in pixels.
+        device: The device, cpu or cuda.
         features: Whether to run the model as a backbone that returns its feature maps.
     """
 
@@ -59,7 +59,7 @@ class Configuration:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The configuration in words: model, engine, precision and batch size."""
         return f"{self.model.rpartition(':')[2]}, {self.engine} {self.precision}, batch {self.batch}"
 
 
@@ -71,15 +71,15 @@ def combinations(
     size: int = 224,
     device: str = "cpu",
 ) -> list[Configuration]:
-    """Every combination that exists: an engine is passed over where it does not have a precision.
+    """Return all combinations, without those whose engine does not offer the precision.
 
     Args:
-        models: See :attr:`Configuration.model`.
-        engines: Names in :data:`ENGINES`.
-        precisions: fp32, bf16, fp16, int8.
-        batches: Images at a time.
+        models: The models, each as in :attr:`Configuration.model`.
+        engines: The engines, among :data:`ENGINES`.
+        precisions: The precisions, among fp32, bf16, fp16 and int8.
+        batches: The batch sizes.
         size: The side of the images in pixels.
-        device: cpu or cuda.
+        device: The device, cpu or cuda.
 
     Raises:
         ValueError: There is no such model, engine, precision or device.
@@ -101,7 +101,7 @@ def combinations(
     ]
     if not chosen:
         raise ValueError(
-            f"engines {', '.join(engines)} have none of the precisions {', '.join(precisions)} on {device}"
+            f"engines {', '.join(engines)} offer none of the precisions {', '.join(precisions)} on {device}"
         )
     for model in models:
         network(replace(chosen[0], model=model))  # a wrong name is found before anything is measured
@@ -109,10 +109,10 @@ def combinations(
 
 
 def network(configuration: Configuration) -> Any:
-    """Return the configuration's network, in evaluation mode. A model of timm has random weights.
+    """Return the configuration's network in evaluation mode; a timm model gets random weights.
 
     Raises:
-        ValueError: There is no such model, or it does not take a batch of images.
+        ValueError: There is no such model, or it does not take batches of images.
         OSError: A saved model cannot be read.
     """
     torch.manual_seed(0)
@@ -127,12 +127,12 @@ def network(configuration: Configuration) -> Any:
         return create(configuration.model, features_only=True).eval()
     model = resolve(configuration.model, "random")
     if model.task == "detection":
-        raise ValueError(f"model {configuration.model}: a detector, which takes no batch of images of one size")
+        raise ValueError(f"model {configuration.model}: is a detector, expected a model that takes batches of images")
     return model.network
 
 
 def runner(configuration: Configuration, threads: int | None = None) -> Callable[[], object]:
-    """Get the configuration ready to run on random images, which is what is timed as preparation."""
+    """Prepare a configuration, and return a function that runs it on random images."""
     images = torch.randn(configuration.batch, 3, configuration.height, configuration.width)
     model = network(configuration)
     if configuration.engine in ("onnxruntime", "openvino"):
@@ -154,7 +154,7 @@ def _torch(configuration: Configuration, model: nn.Module, images: Tensor) -> Ca
     if configuration.engine != "eager":
         call = call.to(memory_format=torch.channels_last)
     if configuration.engine == "compile":
-        # Frozen weights are packed for the processor once. CUDA graphs start all kernels at once.
+        # Freezing packs the weights for the processor once. CUDA graphs launch all kernels at once.
         inductor.freezing = configuration.device == "cpu"
         call = torch.compile(call, mode="reduce-overhead" if configuration.device == "cuda" else None)
 

@@ -1,4 +1,4 @@
-"""The memory that work takes, in a process of its own, where nothing else has taken any."""
+"""Measurement of the memory that a function takes, in a fresh process."""
 
 import contextlib
 import json
@@ -15,11 +15,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Peak:
-    """Resident memory of a process in MiB.
+    """The resident memory of a process in MiB.
 
     Attributes:
-        before: What imports, model and images take before the work begins.
-        highest: The highest during the work.
+        before: The memory of imports, model and images before the work begins.
+        highest: The highest memory during the work.
     """
 
     before: float
@@ -27,7 +27,7 @@ class Peak:
 
     @property
     def added(self) -> float:
-        """What the work adds."""
+        """The memory in MiB that the work adds."""
         return self.highest - self.before
 
 
@@ -35,9 +35,9 @@ def peak_of(preparation: str, *arguments: Any, threads: int | None = None) -> Pe
     """Measure two steps of some work in a fresh process; in training, the second has the optimiser's state.
 
     Args:
-        preparation: A function by its module and name, ``package.module:function``, that returns a step to call.
-        arguments: Its arguments, as JSON can hold them.
-        threads: The CPU threads of torch; its own choice if None.
+        preparation: The module and name of a function, ``package.module:function``, that returns a step to call.
+        arguments: The arguments of the function, which must be representable in JSON.
+        threads: The number of torch's CPU threads; None leaves it to torch.
 
     Raises:
         subprocess.CalledProcessError: The work failed.
@@ -48,17 +48,17 @@ def peak_of(preparation: str, *arguments: Any, threads: int | None = None) -> Pe
 
 
 def resident() -> float:
-    """Return the resident memory of this process in MiB; where the system does not tell, the highest so far."""
+    """Return the resident memory of this process in MiB, or the highest so far if the system reports only that."""
     return _status("VmRSS")
 
 
 def highest() -> float:
-    """Return the highest resident memory of this process in MiB, since :func:`forget` where there is that."""
+    """Return the highest resident memory of this process in MiB, on Linux since :func:`forget`."""
     return _status("VmHWM")
 
 
 def forget() -> None:
-    """Let the highest resident memory count from now, so that what was done before is not in it (Linux)."""
+    """Restart the measurement of the highest resident memory from now (on Linux only)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

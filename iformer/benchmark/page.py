@@ -1,4 +1,4 @@
-"""The results of a benchmark for people: a table, a picture."""
+"""A table and a picture of the results of a benchmark."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ COLORS = {"fp32": "tab:blue", "bf16": "tab:orange", "fp16": "tab:green", "int8":
 
 
 def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and the cells below them."""
+    """Return the headings of the table of results and its rows."""
     headings = ["Model", "Engine", "Type", "Batch", "ms", "quartiles", "images/s", "of peak"]
     headings += ["prepare s", "first s", "peak MiB"]
     body = []
@@ -40,7 +40,7 @@ def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def render(results: dict[str, Any]) -> Table:
-    """The results for a terminal."""
+    """Return the results as a table for the terminal."""
     headings, body = rows(results)
     peaks = ", ".join(f"{name} {value:,.0f}" for name, value in results["matrix_product_gmacs_per_second"].items())
     view = Table(
@@ -54,10 +54,10 @@ def render(results: dict[str, Any]) -> Table:
 
 
 def draw(results: dict[str, Any], file: Path) -> None:
-    """Draw the median time of an image for each configuration, with quartiles.
+    """Draw the median time per image of each configuration, with quartiles, into a file.
 
     Raises:
-        ValueError: ``file`` has an ending that matplotlib does not know.
+        ValueError: ``file`` has a suffix that matplotlib does not know.
     """
     shown = results["variants"]
     figure = Figure((8, 1 + 0.32 * len(shown)), layout="constrained")

@@ -1,6 +1,6 @@
-"""A configuration in a process of its own, which prepares it once, says what that cost, and then runs it whenever told.
+"""A process that prepares one configuration, reports the cost of this, and then runs the configuration on request.
 
-So its memory is its own, and no engine's threads or settings reach another one's.
+Each configuration has its own process, so that its memory can be measured and engines do not share threads or settings.
 """
 
 import contextlib
@@ -19,12 +19,17 @@ from iformer.benchmark.configurations import Configuration
 
 
 class MeasuredProcess:
-    """The process as the measuring one sees it; to be closed.
+    """A handle of the process of a configuration, which must be closed.
+
+    Args:
+        configuration: The configuration to prepare and run.
+        threads: The number of CPU threads.
 
     Attributes:
-        facts: ``preparation_seconds``; ``first_inference_seconds``, with compilation where the engine compiles;
-            ``peak_memory_mib``, the highest resident memory of the process during later inferences (of the GPU's
-            memory, during all); ``inference_memory_mib``, that less what was resident before the first inference.
+        facts: ``preparation_seconds``; ``first_inference_seconds``, which includes compilation if the engine compiles;
+            ``peak_memory_mib``, the highest resident memory of the process during later inferences, or on a GPU the
+            highest GPU memory during all of them; and ``inference_memory_mib``, the same minus the memory that was
+            resident before the first inference.
 
     Raises:
         ValueError: The configuration cannot be prepared or run; the message ends with the reason.
@@ -34,7 +39,7 @@ class MeasuredProcess:
         self.configuration = configuration
         self._log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up  # noqa: SIM115
         command = [sys.executable, "-m", __name__, json.dumps(asdict(configuration)), str(threads)]
-        # What torch.compile has kept from earlier would hide how long it takes.
+        # A cache from earlier runs would hide the time that torch.compile takes.
         self._cache = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
             command,
@@ -51,7 +56,7 @@ class MeasuredProcess:
             raise
 
     def times(self, count: int) -> list[float]:
-        """Seconds of ``count`` inferences, after one that is not timed."""
+        """Return the seconds that each of ``count`` inferences takes, after one that is not timed."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             print(count, file=self._process.stdin, flush=True)
@@ -76,9 +81,9 @@ class MeasuredProcess:
 
 
 def _serve(configuration: Configuration, threads: int) -> None:
-    """What the process does: facts, then a list of times for each number on standard input; one line each."""
+    """Print the facts, and then a list of times for each number on standard input, each in one line."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # compilers and engines may print what they like
+    os.dup2(2, 1)  # keeps the output of compilers and engines out of the answers
     torch.set_num_threads(threads)
     start = time.perf_counter()
     call = configurations.runner(configuration, threads)

@@ -1,8 +1,8 @@
 """Latency, throughput and memory of models in several engines, side by side in one run.
 
-Configurations are measured in rounds, see :func:`in_rounds`, and each lives in a process of its own, which says what
-memory, preparation and the first inference cost. A product of two large matrices is measured in the same rounds: the
-fastest that the machine can multiply, in each type.
+Configurations are measured in rounds, see :func:`in_rounds`. Each has its own process, which reports its memory and the
+time of the preparation and of the first inference. The product of two large matrices is measured in the same rounds, as
+the highest speed at which the machine can multiply in each type.
 """
 
 import statistics
@@ -27,10 +27,10 @@ from iformer.common.provenance import provenance
 from iformer.deployment.formats import TYPES
 
 TIMED = 3
-"""Inferences that each configuration does in a round, after one that is not timed."""
+"""The number of timed inferences of each configuration in a round, after one that is not timed."""
 
 SIDE = {"cpu": 2048, "cuda": 8192}
-"""Of the matrices whose product measures the machine."""
+"""The side of the matrices whose product measures the machine, for each device."""
 
 
 def run(chosen: Sequence[Configuration], rounds: int = 10, threads: int | None = None) -> dict[str, Any]:
@@ -38,12 +38,13 @@ def run(chosen: Sequence[Configuration], rounds: int = 10, threads: int | None =
 
     Args:
         chosen: The configurations, see :func:`iformer.benchmark.configurations.combinations`.
-        rounds: How often each one's turn comes.
-        threads: The CPU threads of every engine and of the matrix products; torch's choice if None.
+        rounds: The number of rounds.
+        threads: The number of CPU threads of every engine and of the matrix products; None leaves it to torch.
 
     Returns:
-        Where and how it was measured, ``matrix_product_gmacs_per_second`` by type, ``multiply_adds`` of an image by
-        model, and ``variants``: what each is, its figures, and :attr:`MeasuredProcess.facts`.
+        The machine, versions and settings of the measurement, ``matrix_product_gmacs_per_second`` by type,
+        ``multiply_adds`` per image by model, and ``variants``, each with its configuration, its figures, and its
+        :attr:`MeasuredProcess.facts`.
 
     Raises:
         ValueError: A configuration cannot be prepared or run.
@@ -83,14 +84,14 @@ def run(chosen: Sequence[Configuration], rounds: int = 10, threads: int | None =
 
 
 def _packages(chosen: Sequence[Configuration]) -> set[str]:
-    """The packages of the engines that were used."""
+    """Return the names of the packages of the engines in use."""
     used = {configuration.engine for configuration in chosen} & {"onnxruntime", "openvino"}
     quantised = any((configuration.engine, configuration.precision) == ("openvino", "int8") for configuration in chosen)
     return used | ({"nncf"} if quantised else set())
 
 
 def _product(precision: str, device: str) -> Callable[[], list[float]]:
-    """A turn of a product of two square matrices in a type."""
+    """Return a function that times products of two square matrices in a type."""
     matrix = torch.randn(SIDE[device], SIDE[device], dtype=TYPES[precision], device=device)
     product = torch.empty_like(matrix)
 
@@ -105,16 +106,16 @@ def _product(precision: str, device: str) -> Callable[[], list[float]]:
 
 
 def in_rounds(turns: Sequence[Callable[[], list[float]]], rounds: Iterable[int]) -> list[list[float]]:
-    """Measure several things in rounds in which each has its turn, in alternating order.
+    """Measure several functions in rounds, in which each has its turn, in alternating order.
 
-    So whatever else the machine does hits all of them alike.
+    Other work on the machine thus affects all of them alike.
 
     Args:
-        turns: Functions that do the work and return its times in seconds.
+        turns: The functions, each of which does some work and returns its times in seconds.
         rounds: The numbers of the rounds.
 
     Returns:
-        The times of each one, of all rounds together.
+        The times of each function over all rounds, in seconds.
     """
     seconds: list[list[float]] = [[] for _ in turns]
     for number in rounds:
@@ -124,7 +125,7 @@ def in_rounds(turns: Sequence[Callable[[], list[float]]], rounds: Iterable[int])
 
 
 def _figures(times: list[float], cost: int, peak: float | None, batch: int) -> dict[str, Any]:
-    """Milliseconds, images per second, and the share of the peak that the multiply-adds are done at."""
+    """Return milliseconds per batch, images per second, and the speed of the multiply-adds as a share of the peak."""
     median = statistics.median(times)
     low, _, high = statistics.quantiles(times, n=4)
     return {
@@ -137,7 +138,7 @@ def _figures(times: list[float], cost: int, peak: float | None, batch: int) -> d
 
 @torch.no_grad()
 def multiply_adds(configuration: Configuration) -> int:
-    """Multiply-adds of a model's matrix products and convolutions, attention included, for one image."""
+    """Return the multiply-adds of a model's matrix products and convolutions, including attention, for one image."""
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
         configurations.network(configuration)(torch.randn(1, 3, configuration.height, configuration.width))

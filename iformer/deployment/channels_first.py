@@ -1,8 +1,8 @@
 """The form of a fused model that inference engines run fastest.
 
-Engines choose the layout in memory themselves. What they cannot do is see that a linear layer between two permutations
-is a convolution: they multiply in a generic kernel and pass over the map again for GELU and the residual. With
-everything channels first and 1x1 convolutions for linear layers, both are part of the convolution.
+Engines choose the memory layout themselves, but they do not recognise that a linear layer between two permutations is a
+convolution. They run it in a generic kernel and pass over the map again for GELU and the residual. If all maps are
+channels first and linear layers are 1x1 convolutions, GELU and the residual become part of the convolution.
 """
 
 import copy
@@ -25,10 +25,11 @@ from iformer.models.inception_transformer import (
 
 
 def channels_first(model: nn.Module) -> Any:
-    """A copy of a fused model whose blocks compute on ``(N, C, H, W)``, for export.
+    """Return a copy of a fused model whose blocks compute on maps ``(N, C, H, W)``, for export.
 
     Args:
-        model: What :func:`~iformer.deployment.fuse.fuse` returned. Parts that are not of an iFormer stay as they are.
+        model: A model returned by :func:`~iformer.deployment.fuse.fuse`. Parts that do not belong to an iFormer are
+            copied unchanged.
     """
     model = copy.deepcopy(model)
     for module in list(model.modules()):
@@ -39,7 +40,7 @@ def channels_first(model: nn.Module) -> Any:
 
 
 class ChannelsFirstStage(nn.Module):
-    """A stage. ``(N, C, H, W)`` -> ``(N, C', H', W')``."""
+    """A stage from maps ``(N, C, H, W)`` to maps ``(N, C', H', W')``."""
 
     def __init__(self, stage: InceptionStage) -> None:
         super().__init__()
@@ -48,18 +49,18 @@ class ChannelsFirstStage(nn.Module):
         self.blocks = nn.Sequential(*[ChannelsFirstBlock(block) for block in stage.blocks])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Downsampling, position embedding, blocks."""
+        """Apply the downsampling, the position embedding and the blocks."""
         x = self.downsample(x)
         return self.blocks(x + resize_pos_embed(self.pos_embed, [x.shape[2], x.shape[3]]).permute(2, 0, 1))
 
 
 class ChannelsFirstBlock(nn.Module):
-    """A fused block. ``(N, C, H, W)`` -> ``(N, C, H, W)``."""
+    """A fused block on maps ``(N, C, H, W)``."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
         if not isinstance(block, InceptionBlock) or not isinstance(block.mixer, FusedMixer):
-            raise ValueError("channels_first takes a fused model")
+            raise ValueError("channels_first: the model is not fused, expected one that fuse has returned")
         mixer, mlp = block.mixer, cast(Any, block.mlp)
         self.norm1 = ChannelsFirstNorm(block.norm1)
         self.split_dims = mixer.split_dims
@@ -69,7 +70,7 @@ class ChannelsFirstBlock(nn.Module):
         self.mlp = nn.Sequential(_pointwise(mlp.fc1), _act(mlp.act), _pointwise(mlp.fc2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Eqs. 3 to 6."""
+        """Apply Eqs. 3 to 6."""
         parts = self.norm1(x).split(self.split_dims, dim=1)
         mixed = [branch(part) for branch, part in zip(self.branches, parts, strict=True) if part.shape[1]]
         x = x + self.proj(torch.cat(mixed, dim=1))
@@ -77,7 +78,7 @@ class ChannelsFirstBlock(nn.Module):
 
 
 class ChannelsFirstNorm(nn.Module):
-    """LayerNorm over the channels, written out. ``(N, C, H, W)`` -> ``(N, C, H, W)``."""
+    """A LayerNorm over the channels of maps ``(N, C, H, W)``, written as single operations."""
 
     def __init__(self, norm: LayerNorm) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class ChannelsFirstNorm(nn.Module):
         self.sign = None if norm.weight is None else nn.Parameter(norm.weight[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Subtract the mean, divide by the standard deviation; in float32 at least, for squares overflow float16."""
+        """Normalise the channels, in at least float32 because squares overflow float16."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide - wide.mean(1, keepdim=True)
         y = (wide * torch.rsqrt((wide * wide).mean(1, keepdim=True) + self.eps)).to(x.dtype)
@@ -93,17 +94,17 @@ class ChannelsFirstNorm(nn.Module):
 
 
 class ChannelsFirstAttention(nn.Module):
-    """Self-attention with a 1x1 convolution each for q, k and v. ``(N, C, H, W)`` -> ``(N, C, H, W)``."""
+    """Self-attention on maps ``(N, C, H, W)``, with a 1x1 convolution each for q, k and v."""
 
     def __init__(self, branch: AttentionBranch) -> None:
         super().__init__()
         self.branch = branch
         dim = branch.qkv.in_features
         self.q, self.k, self.v = (_pointwise(branch.qkv, slice(i * dim, (i + 1) * dim)) for i in range(3))
-        del branch.qkv  # whose weights are in these
+        del branch.qkv  # its weights are in these convolutions
 
     def forward(self, x: Tensor) -> Tensor:
-        """Eq. 7."""
+        """Apply Eq. 7."""
         size = [x.shape[2], x.shape[3]]
         x = self.branch.pool(x)
         q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
@@ -132,11 +133,11 @@ def _attention(mixer: FusedMixer) -> nn.Module:
 
 
 def _act(act: nn.Module) -> nn.Module:
-    return nn.GELU() if isinstance(act, InPlaceGELU) else act  # engines decide themselves what to overwrite
+    return nn.GELU() if isinstance(act, InPlaceGELU) else act  # engines decide themselves which tensors to overwrite
 
 
 def _pointwise(linear: nn.Linear, outputs: slice = slice(None)) -> nn.Conv2d:
-    """A linear layer, or some of its outputs, as a 1x1 convolution."""
+    """Return a linear layer, or some of its outputs, as a 1x1 convolution."""
     weight, bias = linear.weight[outputs], linear.bias[outputs]
     conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, device=weight.device, dtype=weight.dtype)
     conv.weight = nn.Parameter(weight[:, :, None, None], requires_grad=False)

@@ -1,4 +1,4 @@
-"""A detector as an ONNX file that runs without this package."""
+"""Export of detectors to ONNX files that run without this package."""
 
 import contextlib
 import io
@@ -23,30 +23,31 @@ OUTPUTS = ("boxes", "labels", "scores", "masks")
 
 
 def prepare(image: Image.Image) -> Tensor:
-    """Return what a detector takes: ``(3, H, W)`` float32 from 0 to 1."""
+    """Return the input of a detector for an image: ``(3, H, W)`` of float32 from 0 to 1."""
     return pil_to_tensor(image) / 255
 
 
 def write(model: Model, file: Path, images: Sequence[Tensor]) -> dict[str, Any]:
     """Write a detector as an ONNX model for images of any size, and check it against the original.
 
-    Its input is ``image``, ``(3, H, W)`` of float32 from 0 to 1; it resizes and normalises by itself. Its outputs are
-    ``boxes`` ``(n, 4)`` as corners in the image's pixels, ``labels`` ``(n,)`` from 1, ``scores`` ``(n,)`` and ``masks``
-    ``(n, 1, H, W)``, probabilities. ``class_names`` and ``category_ids`` are in its metadata, as JSON.
+    The input of the model is ``image``, ``(3, H, W)`` of float32 from 0 to 1, which the model itself resizes and
+    normalises. Its outputs are ``boxes`` ``(n, 4)`` as corners in the image's pixels, ``labels`` ``(n,)`` counted from
+    1, ``scores`` ``(n,)``, and ``masks`` ``(n, 1, H, W)``, which are probabilities. Its metadata holds ``class_names``
+    and ``category_ids`` as JSON.
 
-    The file appears, or is replaced, once it is complete and has been checked.
+    The file appears, or is replaced, only after it is complete and has been checked.
 
     Args:
         model: The detector.
         file: The ``.onnx`` file to write.
-        images: Images to check it with, which should show what it detects.
+        images: The images ``(3, H, W)`` for the check, which should show objects that the model detects.
 
     Returns:
-        ``images`` and ``objects`` that it was checked with, and the ``largest_difference`` between a score and the
+        The numbers of ``images`` and ``objects`` in the check, and the ``largest_difference`` of a score from the
         original's.
 
     Raises:
-        ValueError: ``file`` has another ending, or the exported model finds something else.
+        ValueError: ``file`` has another suffix, or the exported model finds different objects.
         OSError: The file could not be written.
     """
     if file.suffix != ".onnx":
@@ -71,7 +72,7 @@ def _write(model: Detector, file: Path, image: Tensor) -> None:
             output_names=list(OUTPUTS),
             dynamic_axes={"image": {1: "height", 2: "width"}},
             opset_version=17,
-            dynamo=False,  # how many boxes there are depends on the image, which torch.export cannot follow here
+            dynamo=False,  # torch.export cannot trace a number of boxes that depends on the image
         )
 
 
@@ -85,14 +86,19 @@ def _describe(file: Path, config: dict[str, Any]) -> None:
 
 @torch.inference_mode()
 def check(model: Detector, file: Path, images: Sequence[Tensor]) -> tuple[int, float]:
-    """Compare what an exported model finds in ``images``, ``(3, H, W)`` from 0 to 1, with what ``model`` does.
+    """Compare the objects that an exported model finds with those that the original finds.
+
+    Args:
+        model: The original detector.
+        file: The exported model.
+        images: The images ``(3, H, W)`` of float32 from 0 to 1.
 
     Returns:
-        How many objects ``model`` finds, and the largest difference between a score and the original's.
+        The number of objects that ``model`` finds, and the largest difference of a score from the original's.
 
     Raises:
-        ValueError: An object is missing, or elsewhere, or surer. One in fifty may be: rounding decides which of two
-            equal boxes is left out.
+        ValueError: More than one in fifty objects is missing, or differs in its place or score. A few may differ
+            because rounding decides which of two equal boxes is removed.
     """
     import onnxruntime
 
@@ -107,7 +113,7 @@ def check(model: Detector, file: Path, images: Sequence[Tensor]) -> tuple[int, f
         if missing > len(differences) / 50 or abs(len(found["boxes"]) - len(differences)) > len(differences) / 50:
             raise ValueError(
                 f"{file.name}: not written, {missing} of {len(differences)} objects in an image of "
-                f"{tuple(image.shape[1:])} pixels are not what the original finds"
+                f"{tuple(image.shape[1:])} pixels differ from those that the original finds"
             )
         objects += len(differences)
         largest = max([largest, *(difference for difference in differences if difference <= 1e-3)])
@@ -115,13 +121,13 @@ def check(model: Detector, file: Path, images: Sequence[Tensor]) -> tuple[int, f
 
 
 def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[float]:
-    """For each expected object how much the score differs from the same one's; 1 where that is not found."""
+    """Return the difference of each expected object's score from that found for it, or 1 if it was not found."""
     differences = []
     for i, box in enumerate(expected["boxes"]):
         same = found["labels"] == expected["labels"][i]
         same &= box_iou(box[None], found["boxes"])[0] > 0.99
         masks = (found["masks"][same, 0] > 0.5) ^ (expected["masks"][i, 0] > 0.5)
         scores = (found["scores"][same] - expected["scores"][i]).abs()
-        scores[masks.flatten(1).float().mean(1) > 0.01] = 1.0  # elsewhere within the box
+        scores[masks.flatten(1).float().mean(1) > 0.01] = 1.0  # the mask differs
         differences.append(float(scores.min()) if len(scores) else 1.0)
     return differences

@@ -1,4 +1,4 @@
-"""Running exported files, each in its own engine."""
+"""The engines that run exported files."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -9,34 +9,38 @@ import torch
 from torch import Tensor
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
-"""The file formats, and how a file of each is called."""
+"""The file formats, each with the suffix of its files."""
 
 OPENVINO_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-"""What OpenVINO shall compute in. For what is not quantised in an int8 model it chooses itself: bfloat16 where the
-processor has units for it, else float32."""
+"""OpenVINO's names of the types to compute in. For the parts of an int8 model that are not quantised, OpenVINO itself
+chooses bfloat16 if the processor supports it, and float32 otherwise."""
 
 Runner = Callable[[Tensor], Tensor]
 
 
 def require(package: str) -> Any:
-    """The module of an optional package.
+    """Return the module of an optional package.
 
     Raises:
-        ValueError: It is not installed.
+        ValueError: The package is not installed.
     """
     try:
         return import_module(package)
     except ImportError as error:
-        raise ValueError(f'{package} is not installed; pip install "iformer-inception[deploy]"') from error
+        raise ValueError(f'{package} is not installed; run pip install "iformer-inception[deploy]"') from error
 
 
 def open_file(file: Path, precision: str = "fp32", threads: int | None = None) -> Runner:
-    """What runs an exported file on the CPU: ``(N, C, H, W)`` float32 images -> ``(N, classes)``.
+    """Return a function that runs an exported file on the CPU.
+
+    It takes images ``(N, C, H, W)`` of float32 and returns logits ``(N, classes)``, or ``(N, classes, H, W)`` for a
+    segmenter.
 
     Args:
-        file: Written by :func:`~iformer.deployment.export.export`; its name's ending tells the format.
-        precision: What it was exported in.
-        threads: To compute with; None for the engine's own choice. The torch-export format uses torch's.
+        file: The file written by :func:`~iformer.deployment.export.export`, whose suffix determines the format.
+        precision: The precision in which the file was exported.
+        threads: The number of threads to use; None leaves it to the engine. The torch-export format uses torch's
+            threads.
 
     Raises:
         ValueError: The engine is not installed.
@@ -60,7 +64,7 @@ def _open_openvino(file: Path, precision: str, threads: int | None) -> Runner:
 
 
 def run_openvino(model: Any, precision: str, threads: int | None = None, **properties: Any) -> Runner:
-    """Compile an OpenVINO model for this CPU."""
+    """Compile an OpenVINO model for this CPU and return a function that runs it."""
     properties |= {"PERFORMANCE_HINT": "LATENCY"}
     if precision in OPENVINO_TYPES:
         properties["INFERENCE_PRECISION_HINT"] = OPENVINO_TYPES[precision]

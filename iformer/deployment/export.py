@@ -1,4 +1,4 @@
-"""``iformer export``: a model of any task as a file that runs without this package."""
+"""``iformer export``: export of models of any task to files that run without this package."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,10 @@ from iformer.deployment import detectors, engines, formats
 from iformer.models.saved import Model, resolve
 
 MOST_IMAGES = {"classification": 300, "segmentation": 30, "detection": 20}
-"""Images to check with and to calibrate on: more change the scales no longer. Scenes hold more than photographs do."""
+"""The most images used to check and to calibrate: further ones hardly change the scales. Scenes need fewer images."""
 
 BUILT_IN = ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png")
-"""Pictures that come with matplotlib, to check with where none are given."""
+"""Pictures that come with matplotlib, used for the check if no images are given."""
 
 Labelled = list[tuple[Path, int]]
 
@@ -36,29 +36,29 @@ def export(
     weights: str = "",
     size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Export a model and check what was written.
+    """Export a model and check the written file.
 
     Args:
-        reference: The model, see :func:`iformer.models.saved.resolve`, like ``weights``.
-        kind: The format: onnx, openvino or torch-export.
-        precision: fp32, bf16, fp16 or int8.
-        dynamic: Take any batch size, height and width. Detectors always take any height and width.
-        output: The file to write; by default the model's name in the working folder.
-        images: A folder of images to check with and to calibrate int8 on.
-        labelled: A folder of class folders, called as a classifier's classes or as ImageNet's (n01440764...), to
-            measure the accuracy on before and after.
-        weights: The weights of a model that is given by its name.
-        size: Height and width of a segmenter's images; by default those of the crops that it was trained on.
+        reference: A reference to the model, see :func:`iformer.models.saved.resolve`.
+        kind: The format, one of onnx, openvino and torch-export.
+        precision: The precision, one of fp32, bf16, fp16 and int8.
+        dynamic: Whether the file takes any batch size, height and width. Detectors always take any height and width.
+        output: The file to write; by default it has the model's name and lies in the working folder.
+        images: A folder of images for the check and for the calibration of int8.
+        labelled: A folder of class folders on which the accuracy is measured before and after the export. The folders
+            are named like the classifier's classes, or like those of ImageNet (n01440764 and so on).
+        weights: The weights of a model that is given by its name, see :func:`iformer.models.saved.resolve`.
+        size: The height and width of a segmenter's images in pixels; by default those of its training crops.
 
     Returns:
-        ``model``, ``file``, ``format``, ``precision``, ``dynamic``, ``images`` (how many it was checked with),
-        ``unreadable`` (a line for each image that was passed over); for classifiers and segmenters what
-        :func:`~iformer.deployment.formats.write` returns, and ``accuracy`` where labelled images are given
-        (``images``, ``eager``, ``file``); for detectors ``objects`` and ``largest_difference``, see
-        :func:`~iformer.deployment.detectors.write`; and the command, the versions and the machine.
+        A dictionary of ``model``, ``file``, ``format``, ``precision``, ``dynamic``, ``images`` (the number of images in
+        the check) and ``unreadable`` (a line for each skipped image). For classifiers and segmenters it also has the
+        results of :func:`~iformer.deployment.formats.write` and, if labelled images are given, ``accuracy``
+        (``images``, ``eager``, ``file``). For detectors it has ``objects`` and ``largest_difference``, see
+        :func:`~iformer.deployment.detectors.write`. The command, the versions and the machine are included too.
 
     Raises:
-        ValueError: An argument is wrong, or does not fit the others.
+        ValueError: An argument is wrong, or contradicts another one.
         OSError: A file cannot be read or written.
     """
     formats.require_offered(kind, precision)
@@ -66,14 +66,16 @@ def export(
     if model.task == "detection" and (kind, precision) != ("onnx", "fp32"):
         raise ValueError(f"{reference}: a detector is exported with --format onnx and --precision fp32 only")
     if precision == "int8" and images is None:
-        raise ValueError("precision int8: needs images to calibrate on, expected a folder of them (--images)")
+        raise ValueError("precision int8: needs images to calibrate on, expected a folder of images (--images)")
     paths = find_images([images]) if images else [Path(get_sample_data(file, asfileobj=False)) for file in BUILT_IN]
     if size and model.task != "segmentation":
-        raise ValueError(f"size: {reference} has one of its own, expected none (it is for segmenters)")
+        raise ValueError(f"size: {reference} has its own size; leave --size out, it is for segmenters")
     if labelled and model.task != "classification":
-        raise ValueError(f"labelled: accuracy is measured of classifiers only, expected none for {model.task}")
+        raise ValueError(f"labelled: {reference} is not a classifier; leave --labelled out")
     file = output or Path(Path(reference).resolve().name + engines.FORMATS[kind])  # "." has no name of its own
-    few = paths[:: -(-len(paths) // MOST_IMAGES[model.task])]  # evenly from all of them, and so from every class folder
+    few = paths[
+        :: -(-len(paths) // MOST_IMAGES[model.task])
+    ]  # evenly spread over all of them, and so over the class folders
     unreadable: dict[Path, str] = {}
     result = {
         **provenance(0),
@@ -102,7 +104,7 @@ def export(
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines that tell a reader of what :func:`export` returned."""
+    """Yield the lines that report the result of :func:`export`."""
     if "objects" in result:
         yield (
             f"{result['file']}: scores of {result['objects']} objects in {result['images']} images differ by at most "
@@ -119,10 +121,10 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _sized(model: Model, reference: str, size: tuple[int, int] | None) -> Model:
-    """Return a segmenter for images of one size, whose configuration says about them what a classifier's does."""
+    """Return a segmenter for images of one size, whose configuration describes them as a classifier's does."""
     size = size or model.config.get("crop")
     if not size:
-        raise ValueError(f"{reference}: names no size, expected the images' height and width (--size 360 480)")
+        raise ValueError(f"{reference}: the model has no size; give the images' height and width (--size 360 480)")
     if min(size) < 1:
         raise ValueError(f"size is {size}, expected the images' height and width (--size 360 480)")
     whole = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}  # resized to this size
@@ -130,10 +132,10 @@ def _sized(model: Model, reference: str, size: tuple[int, int] | None) -> Model:
 
 
 def _read(model: Model, paths: Sequence[Path], prepare: Any, unreadable: dict[Path, str]) -> list[Any]:
-    """Return prepared images, and note those that cannot be read.
+    """Return the prepared images, and record those that cannot be read.
 
     Raises:
-        ValueError: None can be read.
+        ValueError: No image can be read.
     """
     samples = list(itertools.chain(*batches(paths, prepare, model.channels, len(paths))))
     unreadable |= {sample.path: sample.error for sample in samples if sample.error}
@@ -144,7 +146,7 @@ def _read(model: Model, paths: Sequence[Path], prepare: Any, unreadable: dict[Pa
 
 
 def _top1(run: engines.Runner, model: Model, labelled: Labelled, unreadable: dict[Path, str]) -> float:
-    """Return the share of labelled images whose most probable class is theirs, of those that can be read."""
+    """Return the top-1 accuracy on those of the labelled images that can be read."""
     labels = dict(labelled)
     hits = total = 0
     paths = [path for path in labels if path not in unreadable]
@@ -165,10 +167,10 @@ def _samples(model: Model, folder: Path) -> Labelled:
     """Return the images in a folder's class folders, with the model's labels.
 
     Raises:
-        ValueError: A folder is none of the model's classes; names it.
+        ValueError: A folder is not named like a class of the model. The message names the folder.
     """
     names = list(model.class_names)
-    # As in training, a class is all that lies in a folder and in the folders inside it.
+    # As in training, a class consists of all images in its folder and in the folders inside it.
     named = [(path, path.relative_to(folder).parts[0]) for path in find_images([folder])]
     if len(names) == 1000 and not {name for _, name in named} <= set(names):
         names = list(ImageNetInfo().label_names())

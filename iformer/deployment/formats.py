@@ -1,9 +1,9 @@
-"""A model as a file that runs without this package: ONNX, OpenVINO or ``torch.export``.
+"""The file formats that run without this package: ONNX, OpenVINO and ``torch.export``.
 
-Images go in as ``(N, C, H, W)`` float32, normalised; float32 logits come out, ``(N, classes)``, of a segmenter
-``(N, classes, H, W)``. What the user of the file has to know is in its metadata: ``model``, ``precision``,
-``class_names`` (a JSON list) and ``preprocessing`` (a JSON object: ``input_size``, ``mean``, ``std``,
-``interpolation``, ``crop_pct``, ``crop_mode``); of a segmenter also its ``palette``, and ``resize`` if it has one.
+A file takes normalised images ``(N, C, H, W)`` of float32 and returns logits of float32, ``(N, classes)`` for a
+classifier and ``(N, classes, H, W)`` for a segmenter. Its metadata holds what its user needs to know: ``model``,
+``precision``, ``class_names`` (a JSON list) and ``preprocessing`` (a JSON object of ``input_size``, ``mean``, ``std``,
+``interpolation``, ``crop_pct`` and ``crop_mode``); for a segmenter also ``palette``, and ``resize`` if it has one.
 """
 
 import contextlib
@@ -36,38 +36,39 @@ Metadata = dict[str, str]
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCE = 1e-3
-"""How far float32 logits of an engine may be from eager's, relative to the largest one."""
+"""The largest difference allowed between float32 logits of an engine and eager's, relative to the largest logit."""
 
 
 def write(model: Model, file: Path, kind: str, precision: str, images: Tensor, dynamic: bool = False) -> dict[str, Any]:
-    """Write ``model``, fused, into ``file``, and check what was written.
+    """Write the fused ``model`` into a file, and check the file.
 
-    The file appears, or is replaced, once it is complete and has been checked.
+    The file appears, or is replaced, only after it is complete and has been checked.
 
     Args:
-        model: A classifier; or a segmenter for images of one size, whose configuration has their ``input_size``.
-        file: The file to write. Its ending is the format's (``engines.FORMATS``).
-        kind: onnx, openvino or torch-export.
-        precision: fp32, bf16, fp16 or int8.
-        images: Prepared images ``(N, C, H, W)`` to check with, and to calibrate int8 on.
-        dynamic: Take any batch size, height and width, instead of one image of the size of ``images``.
+        model: A classifier, or a segmenter for images of one size whose configuration has their ``input_size``.
+        file: The file to write, with the suffix of its format (``engines.FORMATS``).
+        kind: The format, one of onnx, openvino and torch-export.
+        precision: The precision, one of fp32, bf16, fp16 and int8.
+        images: Prepared images ``(N, C, H, W)`` for the check and for the calibration of int8.
+        dynamic: Whether the file takes any batch size, height and width, instead of one image of the size of
+            ``images``.
 
     Returns:
-        Figures of the file against eager float32 on ``images``: ``largest_difference`` between logits, the same
-        relative to the largest logit (``relative_difference``), ``same_class``, the share of images (pixels) with the
-        same most probable class, and ``per_pixel``, whether it is a share of pixels.
+        A dictionary that compares the file with eager float32 on ``images``: ``largest_difference`` between logits,
+        ``relative_difference``, the same relative to the largest logit, ``same_class``, the share of images (pixels for
+        a segmenter) with the same most probable class, and ``per_pixel``, whether it is a share of pixels.
 
     Raises:
-        ValueError: There is no such format, or it does not come in this precision or for any size; or float32 logits
-            differ.
+        ValueError: There is no such format, the format does not offer this precision or any size, or the float32
+            logits differ.
         OSError: The file cannot be written.
     """
     require_offered(kind, precision)
     if file.suffix != engines.FORMATS[kind]:
         raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
-    example = torch.zeros_like(images[:1])  # torch.export keeps it in the file, where images of the user's must not be
+    example = torch.zeros_like(images[:1])  # torch.export keeps it in the file, which must not hold images of the user
     about = metadata(model, precision)
-    with written(file) as temporary:  # an .xml brings its .bin with it
+    with written(file) as temporary:  # an .xml file comes with its .bin file
         writer = {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch_export}[kind]
         with quiet():
             writer(model.network, about, temporary, precision, images, example, dynamic)
@@ -81,7 +82,7 @@ def write(model: Model, file: Path, kind: str, precision: str, images: Tensor, d
 
 
 def compare(model: nn.Module, run: engines.Runner, images: Tensor) -> dict[str, float]:
-    """Return how far an engine's logits are from eager's, see :func:`write`."""
+    """Return the differences between an engine's logits and eager's, see :func:`write`."""
     found = []
     for image in images.split(1):  # the logits of many scenes at once would take gigabytes
         with torch.inference_mode():
@@ -99,7 +100,7 @@ def compare(model: nn.Module, run: engines.Runner, images: Tensor) -> dict[str, 
 
 
 def metadata(model: Model, precision: str) -> dict[str, str]:
-    """Return what goes into a file beside the graph; values are text."""
+    """Return the metadata of a file, whose values are text."""
     keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
     return {
         "model": model.name,
@@ -111,10 +112,10 @@ def metadata(model: Model, precision: str) -> dict[str, str]:
 
 
 def require_offered(kind: str, precision: str) -> None:
-    """Whether a format comes in a precision.
+    """Check that a format offers a precision.
 
     Raises:
-        ValueError: It does not.
+        ValueError: There is no such format or precision, or the format does not offer the precision.
     """
     if kind not in engines.FORMATS:
         raise ValueError(f"format is {kind}, expected one of {', '.join(engines.FORMATS)}")
@@ -127,7 +128,7 @@ def require_offered(kind: str, precision: str) -> None:
 
 
 class _Cast(nn.Module):
-    """A network that computes in another type, between float32 images and logits."""
+    """A network that computes in another type, but takes images and returns logits of float32."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -139,12 +140,12 @@ class _Cast(nn.Module):
 
 
 def trace(model: nn.Module, example: Tensor, dynamic: bool = False) -> ExportedProgram:
-    """The graph of a network for images like ``example``, or of any size if ``dynamic``.
+    """Return the graph of a network for images like ``example``, or for any batch size and image size if ``dynamic``.
 
     Raises:
-        ValueError: The network has none: some of timm's take images of one size only.
+        ValueError: The network cannot be traced for these images; some of timm's models take one size only.
     """
-    if dynamic:  # sizes of 1 are taken for constants, and those of the position embeddings for special cases
+    if dynamic:  # torch.export treats sizes of 1, and those of the position embeddings, as special cases
         example = example.new_zeros(2, example.shape[1], *(side + 32 for side in example.shape[2:]))
     shapes = (dict.fromkeys((0, 2, 3), Dim.DYNAMIC),) if dynamic else None
     try:
@@ -157,7 +158,7 @@ def trace(model: nn.Module, example: Tensor, dynamic: bool = False) -> ExportedP
 
 
 def prepare(model: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
-    """The fused model, with position embeddings for the size of ``example`` unless ``dynamic``; other models fused."""
+    """Return the fused model; unless ``dynamic``, an iFormer gets position embeddings for the size of ``example``."""
     height, width = example.shape[2:]
     fixed = not dynamic and any(isinstance(module, InceptionStage) for module in model.modules())
     return fuse(model, (height, width) if fixed else None)
@@ -166,16 +167,17 @@ def prepare(model: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
 def write_onnx(
     network: nn.Module, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool = False
 ) -> None:
-    """Write a network into an ONNX file, without metadata; ``images`` calibrate int8.
+    """Write a network into an ONNX file without metadata; int8 is calibrated on ``images``.
 
     Raises:
-        ValueError: ``dynamic`` for a network that pools to a grid, as UPerNet does: ONNX has that for known sizes only.
+        ValueError: ``dynamic`` is set for a network that pools to a grid, as UPerNet does, which ONNX supports for
+            known sizes only.
     """
     engines.require("onnxscript")
     pools = [module for module in network.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
     if dynamic and any(to_2tuple(pool.output_size) != (1, 1) for pool in pools):
         raise ValueError(
-            "the model pools to a grid, which ONNX has for known sizes only; expected no dynamic, or another format"
+            "the model pools to a grid, which in ONNX needs known sizes; leave --dynamic out, or choose another format"
         )
     if precision == "fp16":
         network = _Cast(network, torch.float16)
@@ -199,10 +201,10 @@ def _write_onnx(
 
 
 def to_openvino(network: nn.Module, example: Tensor, dynamic: bool = False) -> Any:
-    """A network as an OpenVINO model."""
+    """Return a network as an OpenVINO model."""
     openvino = engines.require("openvino")
     graph = openvino.convert_model(trace(network, example, dynamic))
-    for node in graph.get_ops():  # its PyTorch frontend still resizes to a side of 1 as torch did long ago
+    for node in graph.get_ops():  # its PyTorch frontend resizes to a side of 1 as old versions of torch did
         if node.get_attributes().get("coordinate_transformation_mode") == "pytorch_half_pixel":
             node.set_attribute("coordinate_transformation_mode", "half_pixel")
     graph.inputs[0].tensor.set_names({"images"})
@@ -220,10 +222,10 @@ def _write_openvino(
         graph = quantize_openvino(graph, images.split(1))
     for key, value in about.items():
         graph.set_rt_info(value, [key])
-    # 16-bit weights serve bfloat16 too; which type to compute in is said when the file is compiled.
+    # 16-bit weights serve bfloat16 too; the type to compute in is chosen when the file is compiled.
     try:
         engines.require("openvino").save_model(graph, file, compress_to_fp16=precision in ("bf16", "fp16"))
-    except RuntimeError as error:  # it says no more than that its stream has failed
+    except RuntimeError as error:  # its message says only that the stream has failed
         raise OSError(errno.EIO, "OpenVINO could not write all of it; is the disk full?") from error
 
 
@@ -233,14 +235,14 @@ def _write_torch_export(
     network = prepare(network, example, dynamic)
     if precision != "fp32":
         network = _Cast(network, TYPES[precision])
-    content = io.BytesIO()  # torch's own writer aborts the process where the disk is full
+    content = io.BytesIO()  # torch's own writer aborts the process if the disk is full
     torch.export.save(trace(network, example, dynamic), content, extra_files=about)
     file.write_bytes(content.getbuffer())
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what exporters and quantisers say about themselves; their progress goes to standard error."""
+    """Silence the messages of exporters and quantisers, and send their progress to standard error."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""The exact reparameterisation: what is constant after training is multiplied into the weights beside it.
+"""The exact reparameterisation: operations that are constant after training are folded into neighbouring weights.
 
-A fused model computes what the original does, with fewer passes over its maps. It is for inference: where LayerScale
-or a normalisation has gone into a weight, it no longer trains in the same way.
+A fused model computes the same function as the original, with fewer passes over its maps. It is meant for inference:
+with LayerScale and normalisations folded into weights, it no longer trains in the same way.
 """
 
 from collections.abc import Callable
@@ -27,29 +27,29 @@ from iformer.models.inception_transformer import (
 
 
 def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Any:
-    """A copy of ``model`` for inference that computes the same with fewer operations.
+    """Return a copy of ``model`` for inference that computes the same with fewer operations.
 
     In an iFormer, alone or as the backbone of something larger:
 
-    - BatchNorm goes into the convolution before it,
-    - a block's LayerNorm keeps its statistics only; its scale and shift go into the linear layers behind it,
-    - LayerScale goes into the projection before it,
-    - the identity around the fusion convolution goes into that convolution's centre tap,
-    - where no gradients are recorded, GELUs overwrite what they take, for the largest maps are theirs. To look at what
-      comes before a GELU, by hooks or feature extraction, take the original.
+    - BatchNorm is folded into the convolution before it,
+    - a block's LayerNorm keeps only its statistics; its scale and shift are folded into the linear layers after it,
+    - LayerScale is folded into the projection before it,
+    - the identity around the fusion convolution is folded into that convolution's centre tap,
+    - if no gradients are recorded, GELUs overwrite their inputs, which are the largest maps. To look at the input of a
+      GELU, by hooks or feature extraction, use the original.
 
-    The last LayerNorm, outside the blocks, stays as it is: its output is what ``forward_features`` returns.
+    The last LayerNorm, outside the blocks, is not changed, because its output is that of ``forward_features``.
 
-    Modules that offer ``fuse``, as timm calls it, or one of its other names for this are fused by
-    :func:`timm.models.reparameterize_model`, so that other models of timm may be given too.
+    Modules with a method ``fuse``, or another name that timm knows for this, are fused by
+    :func:`timm.models.reparameterize_model`, so that other timm models can be fused too.
 
     Args:
-        model: Any network. It is left as it is.
-        size: Height and width in pixels, one number for both, that the position embeddings are resized to. The copy
-            then agrees with ``model`` at this size only.
+        model: Any network, which is not changed.
+        size: The height and width in pixels for which the position embeddings are resized, or one number for both. The
+            copy then agrees with ``model`` at this size only.
 
     Returns:
-        The copy, in evaluation mode and without gradients.
+        The copy in evaluation mode, whose parameters require no gradients.
 
     Raises:
         ValueError: ``size`` is given for a model without an iFormer.
@@ -57,24 +57,25 @@ def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Any:
     fused = reparameterize_model(model).requires_grad_(False)
     if size is not None:
         _fix_size(fused, to_2tuple(size))
-    for module in fused.modules():  # all of them: a backbone may be taken apart into its stages
+    for module in fused.modules():  # all of its modules, because a backbone may be taken apart into its stages
         if type(module) in _FUSE:
             _FUSE[type(module)](module)
     return fused.eval()
 
 
 class InPlaceGELU(nn.Module):
-    """GELU, over its input where no gradients are recorded. ``(...)`` -> ``(...)``."""
+    """A GELU that overwrites its input, of any shape, if no gradients are recorded."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """What ``nn.GELU`` returns."""
+        """Return the same as ``nn.GELU``."""
         return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 class FusedMixer(InceptionMixer):
-    """An Inception mixer whose fusion convolution holds the identity around it. ``(N, H, W, C)`` -> ``(N, H, W, C)``.
+    """An Inception mixer on maps ``(N, H, W, C)`` whose fusion convolution includes the identity around it.
 
-    Takes over the modules of ``mixer``.
+    Args:
+        mixer: The mixer whose modules are taken over.
     """
 
     def __init__(self, mixer: InceptionMixer) -> None:
@@ -83,17 +84,17 @@ class FusedMixer(InceptionMixer):
         for name, module in mixer.named_children():
             setattr(self, name, module)
         self.conv_branch, self.pool_branch, self.attn_branch = mixer.conv_branch, mixer.pool_branch, mixer.attn_branch
-        self.conv_act, self.pool_act = mixer.conv_act, mixer.pool_act  # which may be one module
+        self.conv_act, self.pool_act = mixer.conv_act, mixer.pool_act  # the two may be one module
         self.fusion.weight[:, :, 1, 1] += 1
 
     def combine(self, conv: Tensor, pool: Tensor, attn: Tensor) -> Tensor:
-        """Eqs. 3 and 4, the latter's sum included in the convolution."""
+        """Apply Eqs. 3 and 4, where the convolution includes the sum of Eq. 4."""
         y = self.concatenate(conv, pool, attn)
         return self.proj(nhwc(self.fusion(nchw(y))))
 
 
 def _fix_size(model: nn.Module, size: tuple[int, int]) -> None:
-    """Resize the position embeddings of an iFormer, which may have been taken apart, for images of ``size``."""
+    """Resize the position embeddings of an iFormer, even one taken apart into stages, for images of ``size``."""
     stages = [module for module in model.modules() if isinstance(module, InceptionStage)]
     if not stages:
         raise ValueError(f"size: {type(model).__name__} holds no iFormer whose position embeddings could be resized")
@@ -140,10 +141,10 @@ _FUSE: dict[type[nn.Module], Callable[[Any], None]] = {
 
 
 def _fold_batch_norm(module: nn.Module, conv_name: str, norm_name: str) -> None:
-    """Let a convolution do what the BatchNorm behind it does, frozen or not, and put nothing in its place."""
+    """Fold a BatchNorm, frozen or not, into the convolution before it, and replace it by an identity."""
     conv, norm = getattr(module, conv_name), getattr(module, norm_name)
     if isinstance(norm, nn.Identity):
-        return  # fused already
+        return  # it is fused already
     weight, bias = fuse_conv_bn_weights(
         conv.weight.double(),
         conv.bias.double(),
@@ -158,11 +159,11 @@ def _fold_batch_norm(module: nn.Module, conv_name: str, norm_name: str) -> None:
 
 
 def _fold_norm1(block: Any) -> None:
-    """Put the affine part of the norm before the mixer into the branches' linear layers.
+    """Fold the scale and shift of the norm before the mixer into the linear layers of the branches.
 
-    Averages commute with it, and so does the zero padding of the depthwise convolution, which comes after the linear
-    layer. A maximum commutes with positive scales only: where the max-pooling branch has negative ones, a norm that
-    only turns signs stays.
+    Averages commute with them, and so does the zero padding of the depthwise convolution, which comes after the linear
+    layer. A maximum commutes with positive scales only, so if the max-pooling branch has negative scales, the norm
+    keeps a scale that only changes signs.
     """
     mixer = block.mixer
     scale, shift = _take_affine(block, "norm1")
@@ -184,27 +185,27 @@ def _fold_norm1(block: Any) -> None:
 
 
 def _take_affine(block: nn.Module, name: str) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a block's norm, which is left without."""
+    """Return the scale and shift of a block's norm, and remove them from it."""
     norm = getattr(block, name)
     setattr(block, name, LayerNorm(norm.normalized_shape[0], eps=norm.eps, affine=False))
     return norm.weight.double(), norm.bias.double()
 
 
 def _scale_inputs(linear: nn.Linear, scale: Tensor, shift: Tensor) -> None:
-    """Let ``linear(x)`` be what ``linear(scale * x + shift)`` was."""
+    """Change a layer so that ``linear(x)`` returns what ``linear(scale * x + shift)`` returned."""
     weight = linear.weight.double()
     bias = weight @ shift
     _set(linear, weight * scale, bias if linear.bias is None else bias + linear.bias)
 
 
 def _scale_outputs(linear: nn.Linear, scale: Tensor) -> None:
-    """Let ``linear(x)`` be what ``scale * linear(x)`` was."""
+    """Change a layer so that ``linear(x)`` returns what ``scale * linear(x)`` returned."""
     wide = scale.double()
     _set(linear, linear.weight * wide[:, None], linear.bias * wide)
 
 
 def _set(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
-    """Give ``layer`` new values, which were computed in float64, in its own type and memory format."""
+    """Set the parameters of ``layer`` to values computed in float64, keeping its type and memory format."""
     like = layer.weight
     layer.weight = nn.Parameter(torch.empty_like(like).copy_(weight), requires_grad=False)
     layer.bias = nn.Parameter(bias.to(like.dtype), requires_grad=False)

@@ -1,7 +1,7 @@
-"""int8 after training: NNCF for OpenVINO, ONNX Runtime's own tools for ONNX.
+"""Quantisation to int8 after training, by NNCF for OpenVINO and by ONNX Runtime's tools for ONNX.
 
-Convolutions and linear layers become int8, their weights with a scale per channel; what is between them does not, for
-there a quantised operation would save nothing and its rounding would cost accuracy.
+Convolutions and linear layers become int8, with a scale for each channel of their weights. The operations between them
+stay in floating point, because quantising them would save nothing and its rounding would cost accuracy.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from iformer.deployment import engines
 
-# What stays in floating point. NNCF would quantise depthwise convolutions and elementwise operations too, as they come;
-# both are bound by memory, and each change of type is one more pass over a map that GELU and residuals cannot join.
-# Attention in int8 is no faster either, and where the processor computes the rest in bfloat16 it costs three points.
+# The operations that stay in floating point. NNCF would quantise depthwise convolutions and elementwise operations too,
+# but both are bound by memory, and each change of type is one more pass over a map that cannot be fused with GELU and
+# residuals. Attention in int8 is not faster either, and costs three points of accuracy if the rest is in bfloat16.
 _FLOAT = (
     *("Add", "AvgPool", "Concat", "Divide", "GroupConvolution", "Interpolate"),
     *("MaxPool", "Multiply", "ReduceMean", "ScaledDotProductAttention", "Subtract"),
@@ -22,9 +22,9 @@ _FLOAT = (
 
 
 def quantize_openvino(graph: Any, batches: Sequence[Tensor]) -> Any:
-    """An OpenVINO model in int8, calibrated on batches of images such as it takes."""
+    """Return an OpenVINO model in int8, calibrated on batches of its input images."""
     nncf = engines.require("nncf")
-    # SmoothQuant's multiplications would stand between the quantised operations and gain nothing here.
+    # SmoothQuant would put multiplications between the quantised operations and gain nothing here.
     no_smoothing = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
     dataset = nncf.Dataset([images.numpy() for images in batches])
     return nncf.quantize(
@@ -38,7 +38,7 @@ def quantize_openvino(graph: Any, batches: Sequence[Tensor]) -> Any:
 
 
 def quantize_onnx(file: Path, batches: Sequence[Tensor]) -> None:
-    """Replace an ONNX file by one in int8 (QDQ), calibrated on batches of images such as it takes."""
+    """Quantise an ONNX file to int8 (QDQ) in place, calibrated on batches of its input images."""
     tools = engines.require("onnxruntime.quantization")
     graph = engines.require("onnx").load(file).graph
     weights = {tensor.name for tensor in graph.initializer}

@@ -1,6 +1,6 @@
-"""Object detection: Mask R-CNN over any backbone of timm, its data in COCO's format, training and prediction.
+"""Object detection: Mask R-CNN over any timm backbone, with data in COCO's format, training and prediction.
 
-``iformer.detection.data.CocoData`` and ``iformer.detection.task.DetectionTask`` stand in recipes.
+Recipes name ``iformer.detection.data.CocoData`` and ``iformer.detection.task.DetectionTask``.
 """
 
 from iformer.detection.model import build as build

@@ -44,7 +44,7 @@ CAPTIONS = {
 DEFINITIONS = {
     "high-frequency share": "share of a map's energy (squared Fourier amplitudes without the mean) at frequencies "
     "above pi / 2 in at least one direction, which a map of half the size cannot hold; energies are summed "
-    "over channels, and shares are averaged over images and a stage's blocks, with 95 % confidence intervals",
+    "over channels, shares averaged over images and the blocks of a stage (95 % confidence intervals over images)",
     "verdict": "whether the share differs between a branch's input and output, image by image, with 95 % confidence: "
     "'raises' means high-pass and 'lowers' low-pass; maps below 4x4 hold no low frequency besides their mean, and one "
     "image gives no confidence interval",

@@ -1,6 +1,6 @@
-"""Semantic segmentation: Semantic FPN and UPerNet over any backbone of timm, data, training and prediction.
+"""Semantic segmentation: Semantic FPN and UPerNet over any timm backbone, with data, training and prediction.
 
-``iformer.segmentation.data.SegmentationData`` and ``iformer.segmentation.task.SegmentationTask`` stand in recipes.
+Recipes name ``iformer.segmentation.data.SegmentationData`` and ``iformer.segmentation.task.SegmentationTask``.
 """
 
 from iformer.segmentation.model import build as build

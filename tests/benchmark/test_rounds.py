@@ -86,7 +86,7 @@ def test_passes_over_what_an_engine_does_not_have() -> None:
         (("--model", "nowhere:build"), "model nowhere:build: No module named 'nowhere'"),
         (("--engines", "eager,tensorrt"), "engine is 'tensorrt', expected one of eager, fused"),
         (("--precisions", "int4"), "precision is 'int4', expected one of bf16"),
-        (("--engines", "eager", "--precisions", "int8"), "engines eager have none of the precisions int8 on cpu"),
+        (("--engines", "eager", "--precisions", "int8"), "engines eager offer none of the precisions int8 on cpu"),
         (("--device", "tpu"), "device is 'tpu', expected cpu"),
     ],
 )

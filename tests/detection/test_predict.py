@@ -164,8 +164,8 @@ def test_exported_detector_runs_without_this_package(
     [
         ("--format=openvino", "a detector is exported with --format onnx and --precision fp32 only"),
         ("--precision=int8", "a detector is exported with --format onnx and --precision fp32 only"),
-        ("--labelled=.", "labelled: accuracy is measured of classifiers only"),
-        ("--size=32 32", "(it is for segmenters)"),
+        ("--labelled=.", "is not a classifier; leave --labelled out"),
+        ("--size=32 32", "leave --size out, it is for segmenters"),
     ],
 )
 def test_export_refuses_what_detectors_have_not(option: str, told: str, trained: Path, iformer: Command) -> None:

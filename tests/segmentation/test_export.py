@@ -103,11 +103,11 @@ def test_the_documents_example_segments_as_predict_does(trained: Path, tmp_path:
 @pytest.mark.parametrize(
     ("architecture", "options", "message"),
     [
-        ("semantic_fpn", ("--labelled", "."), "labelled: accuracy is measured of classifiers only"),
+        ("semantic_fpn", ("--labelled", "."), "is not a classifier; leave --labelled out"),
         ("semantic_fpn", ("--size", "0", "64"), "size is (0, 64), expected the images' height and width"),
         ("semantic_fpn", ("--precision", "int8"), "needs images to calibrate on"),
         ("semantic_fpn", ("--images", "nowhere"), "nowhere: no such file or folder"),
-        ("upernet", ("--dynamic",), "the model pools to a grid, which ONNX has for known sizes only"),
+        ("upernet", ("--dynamic",), "the model pools to a grid, which in ONNX needs known sizes"),
     ],
 )
 def test_mistakes(
@@ -128,7 +128,7 @@ def test_mistakes(
 def test_size_is_for_segmenters(iformer: Command) -> None:
     status, _, err = iformer("export", "iformer_nano", "--weights", "random", "--size", 32, 32)
     assert status == 2
-    assert "size: iformer_nano has one of its own" in err
+    assert "size: iformer_nano has its own size" in err
 
 
 def test_a_checkpoint_that_names_no_crop_needs_a_size(trained: Path, tmp_path: Path) -> None:
@@ -139,6 +139,6 @@ def test_a_checkpoint_that_names_no_crop_needs_a_size(trained: Path, tmp_path: P
     config = json.loads((folder / "config.json").read_text())
     del config["crop"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="names no size, expected the images' height and width"):
+    with pytest.raises(ValueError, match="the model has no size; give the images' height and width"):
         _sized(saved.resolve(folder), str(folder), None)
     assert _sized(saved.resolve(folder), str(folder), SIZE).config["input_size"] == (3, *SIZE)
