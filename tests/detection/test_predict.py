@@ -220,7 +220,8 @@ model = resolve(sys.argv[1])
 model.network.roi_heads.score_thresh, model.network.roi_heads.nms_thresh = 0.0, 1.0
 model.network.rpn.nms_thresh = 1.0
 model.network.roi_heads.detections_per_img = int(sys.argv[3])
-(result,) = predictions(model, predictor(model, Options(threshold=0.0)), [Path(sys.argv[2])])
+options = Options(threshold=0.0, output=Path(sys.argv[2]).parent / "out")
+(result,) = predictions(model, predictor(model, options), [Path(sys.argv[2])])
 print(len(result["objects"]), int(highest()))
 """
 
