@@ -1,4 +1,4 @@
-"""The ``iformer`` command, apart from the package ``iformer``, whose import loads timm and torch and takes seconds.
+"""The ``iformer`` command, separate from the package ``iformer``, whose import loads timm and torch and takes seconds.
 
-Nothing here imports ``iformer`` before a verb runs.
+Nothing in this package imports ``iformer`` before a verb runs.
 """

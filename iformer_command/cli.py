@@ -1,6 +1,6 @@
 """The ``iformer`` command: parse, call, print.
 
-Each verb imports what it needs when it runs, so that --help is instant.
+Each verb imports what it needs only when it runs, so that ``--help`` is instant.
 """
 
 import atexit
@@ -30,16 +30,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 
 
 def main() -> None:
-    """Run the command; exit with 2 and one line for wrong usage or bad input, with 130 after Ctrl-C."""
+    """Run the command; exit with status 2 and a one-line message for wrong usage or bad input, and 130 after Ctrl-C."""
     terminal.encode_anything()
-    atexit.register(gc.freeze)  # Python would search all of torch for garbage before it exits, for more than a second
+    atexit.register(gc.freeze)  # otherwise Python searches all of torch for garbage at exit, for more than a second
     status = 0
     try:
         status = _run(sys.argv[1:] or ["--help"])
         if sys.stdout:
             sys.stdout.flush()
-    except OSError as error:  # standard output takes no more: `| head` has seen enough, or a disk is full
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+    except OSError as error:  # standard output takes no more: `| head` has ended, or a disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # takes what is still to be flushed
         if isinstance(error, BrokenPipeError):
             status = 141
         elif not status:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run the command and return its exit status; tell what went wrong, with ``--json`` as a document too."""
+    """Run the command and return its exit status; report errors, with ``--json`` as a JSON document too."""
     as_json = "--json" in arguments
     try:
         command = get_command(app)
@@ -58,7 +58,7 @@ def _run(arguments: list[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # which Rich ends with status 1
+        if isinstance(end.__context__, BrokenPipeError):  # Rich would end it with status 1
             return 141
         raise
     except typer.TyperException as error:
@@ -89,7 +89,7 @@ def _interrupted(as_json: bool = False) -> int:
 
 
 def _print_error(message: str) -> None:
-    with contextlib.suppress(OSError):  # one line has told of an error, and so does the status: no need for a second
+    with contextlib.suppress(OSError):  # the error has been reported already
         print(json.dumps({"error": message}))
 
 
@@ -97,14 +97,14 @@ def _print_error(message: str) -> None:
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint and the report.")] = Path("runs/demo"),
     data_dir: Annotated[
-        Path, typer.Option(help="Folder with the four files of Fashion-MNIST, or to fetch them to.")
+        Path, typer.Option(help="Folder of the four files of Fashion-MNIST, downloaded if missing.")
     ] = (Path("data/fashion_mnist")),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order and augmentation.")] = 0,
     limit: Annotated[int | None, typer.Option(min=10, help="Use only so many training and test images.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train iformer_nano on Fashion-MNIST, test it and write a report: some minutes on two CPU cores."""
+    """Train iformer_nano on Fashion-MNIST, test it and write a report, in a few minutes on two CPU cores."""
     from iformer.demo import run
 
     summary = run(output, data_dir, epochs, seed, limit)
@@ -159,7 +159,7 @@ def _print_results(verb: str, results: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(results, indent=2))
     elif verb != "fit" and len(rows) > 200:
-        print(f"{len(rows)} classes: each is in per_class.csv in the folder of the run, and with --json")
+        print(f"{len(rows)} classes: see per_class.csv in the run's folder, or use --json")
     elif verb != "fit" and rows:
         _print_rows(rows)
 
@@ -181,21 +181,21 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files, folders of them.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files or folders.")],
     checkpoint: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, of a classifier.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch, for a classifier.")] = 32,
     output: Annotated[Path, typer.Option(help="Folder for a detector's or segmenter's pictures.")] = Path(
         "predictions"
     ),
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score of objects to draw and print.")] = 0.5,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score of drawn and printed objects.")] = 0.5,
     as_json: Json = False,
 ) -> None:
-    """Print the classes of images: the most probable, or for a segmenter those that cover most, and draw them.
+    """Print the most probable classes of images; with a segmenter, print and draw the classes that cover most pixels.
 
-    Of a detector, print and draw the objects; --json is in COCO's format.
+    With a detector, print and draw the objects; --json gives them in COCO's format.
 
-    Unreadable files in folders are reported and passed over.
+    Unreadable files in folders are reported and skipped.
     """
     from iformer.common.images import find_images
     from iformer.models.prediction import Options, predictions, predictor
@@ -221,7 +221,7 @@ def predict(
 
 
 def _until_interrupted(predictions: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
-    """Return the results, those so far after Ctrl-C, and whether they are all."""
+    """Return the results up to the end or Ctrl-C, and whether they are complete."""
     results: list[dict[str, Any]] = []
     try:
         for result in predictions:
@@ -235,20 +235,18 @@ def _until_interrupted(predictions: Iterable[dict[str, Any]]) -> tuple[list[dict
 
 @app.command()
 def analyze(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files, folders of them.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files or folders.")],
     model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)] = "",
-    compare: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="Another model; may be given again.")
-    ] = None,
+    compare: Annotated[list[str] | None, typer.Option(metavar="MODEL", help="Another model; may be repeated.")] = None,
     checkpoint: Annotated[str, typer.Option(help="The weights of --model: a folder or a file.")] = "",
     untrained: Annotated[bool, typer.Option("--untrained", help="Compare with --model at initialisation.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for figures and report.")] = Path("runs/analysis"),
     target: Annotated[
-        str | None, typer.Option(metavar="CLASS", help="Class for Grad-CAM, name or number; else what is predicted.")
+        str | None, typer.Option(metavar="CLASS", help="Class for Grad-CAM, name or number; default: predicted.")
     ] = None,
-    cams: Annotated[int, typer.Option(min=0, help="How many images to show Grad-CAM for.")] = 4,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use so many images, evenly spread.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    cams: Annotated[int, typer.Option(min=0, help="Number of images with Grad-CAM.")] = 4,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many images, evenly spread.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 32,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of untrained weights.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -293,10 +291,10 @@ def analyze(
 def convert(
     released: Annotated[Path, typer.Argument(metavar="RELEASED.pth", help="A checkpoint of the authors' release.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
-    model: Annotated[str, typer.Option(metavar="NAME", help="Its model, where the file's name does not say.")] = "",
+    model: Annotated[str, typer.Option(metavar="NAME", help="The model, if the file's name does not tell.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Rewrite a released checkpoint as safetensors for today's timm, without running code from it."""
+    """Convert a released checkpoint to safetensors for timm, without running code from it."""
     from iformer.models.released import convert_official
 
     preset, reason = convert_official(released, out, model)
@@ -327,7 +325,7 @@ def list_models(as_json: Json = False) -> None:
 
 @app.command()
 def tables(
-    which: Annotated[str, typer.Argument(metavar="[1|2|3|4|5|all]", help="The paper's number of the table.")] = "all",
+    which: Annotated[str, typer.Argument(metavar="[1|2|3|4|5|all]", help="Table of the paper to print.")] = "all",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a page of Markdown.")] = False,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw Fig. 1(c) into this file instead.")] = None,
     as_json: Json = False,
@@ -361,22 +359,25 @@ def export(
     file_format: Annotated[str, typer.Option("--format", help="onnx, openvino or torch-export.")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Take any batch size, height and width.")] = False,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="By default the model's name.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write; default: the model's name.")
+    ] = None,
     images: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Images to check with and to calibrate int8 on.")
+        Path | None, typer.Option(metavar="FOLDER", help="Images for the check and for calibrating int8.")
     ] = None,
     labelled: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Class folders: measure the accuracy before and after.")
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="The weights of a model given by its name: released (by default), random or a file.")
+        str, typer.Option(help="The weights of a model given by its name: released (the default), random or a file.")
     ] = "",
     size: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="Of a segmenter's images, else of its crops.")
+        tuple[int, int] | None,
+        typer.Option(metavar="HEIGHT WIDTH", help="A segmenter's image size; default: its crop's."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model as a file that runs without this package, checked on images; a detector as ONNX for any size."""
+    """Export a model to a file that runs without this package and check it; a detector becomes ONNX for any size."""
     from iformer.deployment.export import export as write
     from iformer.deployment.export import lines
 
@@ -392,17 +393,17 @@ def export(
 @app.command()
 def benchmark(
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Any of timm's, again for each; iformer_small by default.")
+        list[str] | None, typer.Option("--model", help="A timm model; may be repeated. Default: iformer_small.")
     ] = None,
     engines: Annotated[
-        str, typer.Option(help="Of eager, fused, compile, onnxruntime, openvino; separated by commas.")
+        str, typer.Option(help="Among eager, fused, compile, onnxruntime, openvino; comma-separated.")
     ] = "eager,fused,onnxruntime,openvino",
-    precisions: Annotated[str, typer.Option(help="Of fp32, bf16, fp16, int8; separated by commas.")] = "fp32",
+    precisions: Annotated[str, typer.Option(help="Among fp32, bf16, fp16, int8; comma-separated.")] = "fp32",
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Images at a time, again for each; 1 by default.")
+        list[int] | None, typer.Option(min=1, help="Images in a batch; may be repeated. Default: 1.")
     ] = None,
     size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 224,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of interleaved rounds.")] = 10,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")] = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the latencies into this file.")] = None,
@@ -421,12 +422,12 @@ def benchmark(
         print(json.dumps(results, indent=2))
     else:
         _wide_console().print(benchmark_page.render(results))
-    if figure is not None:  # last: what took minutes is not lost if the picture cannot be written
+    if figure is not None:  # last, so that the results are not lost if the picture cannot be written
         benchmark_page.draw(results, figure)
 
 
 def _wide_console() -> "Console":
-    """Standard output for tables: as wide as the terminal, or 120 columns where there is none."""
+    """Return a console for tables on standard output, as wide as the terminal, or 120 columns if there is none."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout and sys.stdout.isatty() else 120)

@@ -1,7 +1,7 @@
-r"""Text of any origin as a terminal may be shown it: names and errors, in one line each and without control characters.
+r"""Safe output of text to a terminal: names and errors in one line each, without control characters.
 
-Names of files and classes come from strangers. What a terminal would obey rather than show (escape sequences, line
-breaks, changes of the writing direction) is written as Python writes it in a string, ``\x1b`` say.
+Names of files and classes may come from strangers. Characters that a terminal would obey rather than show (escape
+sequences, line breaks, changes of the writing direction) are escaped as in a Python string, for example ``\x1b``.
 """
 
 import io
@@ -13,15 +13,15 @@ from typing import TextIO
 from rich.markup import escape
 
 ITEM_ERRORS = (OSError, ValueError, RuntimeError, MemoryError)
-"""What a single image may raise on its way through a model; the images after it are none the worse for it."""
+"""The errors that a single image may raise on its way through a model, without harm to the images after it."""
 
-JOINERS = "\u200c\u200d"  # they shape Persian words and families of emoji, and are harmless
+JOINERS = "\u200c\u200d"  # harmless; they shape Persian words and families of emoji
 
 
 def printable(text: object) -> str:
-    r"""Return ``text`` in one line, with escapes for characters that are not shown, among them bytes that are no text.
+    r"""Return ``text`` in one line, with escapes for characters that cannot be shown.
 
-    A file name that is not UTF-8 holds such bytes as lone surrogates; they become ``\xe9`` and the like.
+    The bytes of a file name that is not UTF-8, which Python keeps as lone surrogates, become ``\xe9`` and the like.
     """
     string = str(text)
     return string if string.isprintable() else "".join(map(_shown, string))
@@ -36,25 +36,25 @@ def _shown(character: str) -> str:
 
 
 def markup(text: object) -> str:
-    """Return ``text`` for a string that Rich reads its markup in, where ``[red]`` would be a colour."""
+    """Return ``text`` escaped for a string with Rich markup, where ``[red]`` would be a colour."""
     return escape(printable(text))
 
 
 def say(*lines: object, file: TextIO | None = None) -> None:
-    """Print each of ``lines`` in one line, see :func:`printable`."""
+    """Print each of ``lines`` in one line, as :func:`printable` returns it."""
     for line in lines:
         print(printable(line), file=file)
 
 
 def encode_anything() -> None:
-    """Let standard output and error take every character, whatever the locale: escaped where it lacks them."""
+    """Let standard output and error accept every character; those that the locale lacks are escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def reason(error: BaseException) -> str:
-    """Return what an exception says, in one line and with the name of the file that it is about."""
+    """Return the message of an exception in one line, with the name of the file that it is about."""
     if isinstance(error, OSError) and error.errno is not None:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return ": ".join([" -> ".join(files)] * bool(files) + [error.strerror or type(error).__name__])
@@ -64,11 +64,11 @@ def reason(error: BaseException) -> str:
 
 
 def item_error(path: object, error: BaseException) -> str:
-    """Return the line about an item, an image say, that could not be dealt with; it names the item.
+    """Return a line that names an item, such as an image, and says why it could not be processed.
 
     Args:
-        path: The item's file.
-        error: One of :data:`ITEM_ERRORS`.
+        path: The file of the item.
+        error: The error, one of :data:`ITEM_ERRORS`.
     """
     message = reason(error)
     return message if str(path) in message else f"{path}: {message}"

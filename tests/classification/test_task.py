@@ -210,7 +210,7 @@ def test_results_are_printed_once_and_long_tables_not(monkeypatch: pytest.Monkey
     monkeypatch.setattr(launcher, "run", lambda verb, arguments: {"per_class": rows})
     status, out, _ = iformer("test")
     assert status == 0
-    assert out.startswith("201 classes: each is in per_class.csv")
+    assert out.startswith("201 classes: see per_class.csv")
     status, out, _ = iformer("test", "--json")
     assert status == 0
     assert json.loads(out)["per_class"] == rows
