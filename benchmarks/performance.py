@@ -137,11 +137,11 @@ MiB of memory, backbone at 800x1280, fp32:
 {_accuracy(accuracy) if accuracy else ""}"""
 
 
-def _accuracy(shipped: dict[str, Any]) -> str:
-    top1 = shipped["accuracy"]
+def _accuracy(exported: dict[str, Any]) -> str:
+    top1 = exported["accuracy"]
     return f"""
-Top-1 of {shipped["model"]} on {top1["images"]:,} images: {top1["eager"]:.2%} eager in fp32, {top1["file"]:.2%} in
-{shipped["precision"]} ({shipped["format"]}): {100 * (top1["eager"] - top1["file"]):.2f} points lost.
+Top-1 of {exported["model"]} on {top1["images"]:,} images: {top1["eager"]:.2%} eager in fp32, {top1["file"]:.2%} in
+{exported["precision"]} ({exported["format"]}): {100 * (top1["eager"] - top1["file"]):.2f} points lost.
 """
 
 

@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NARROW: dict[str, Any] = {
     "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [2, 2, 2, 2], "attention_heads": [1, 0, 0, 1],
@@ -47,3 +48,32 @@ def draw(model: nn.Module) -> nn.Module:
             elif tensor.is_floating_point():
                 tensor.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
     return model
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "iformer_nano": {},
+    "vit_tiny_patch16_224": {"img_size": 64, "depth": 3, "embed_dim": 24},
+    "vit_base_patch16_siglip_gap_224": {"img_size": 48, "depth": 2, "embed_dim": 24, "num_heads": 3},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 64,
+        "depths": (1, 2, 1, 1),
+        "embed_dim": 12,
+        "num_heads": (1, 1, 2, 2),
+        "window_size": 4,
+    },
+    "convnext_atto": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
+    "resnet10t": {},
+}
+"""Models of timm with other layouts, and the arguments that make them small."""
+
+
+def small(name: str) -> Any:
+    """Return a small model of one of ``FAMILIES``, in evaluation mode."""
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=5, **FAMILIES[name]).eval()
+
+
+def images_for(name: str, count: int = 2) -> Tensor:
+    """Return random images of the size that it takes."""
+    side = FAMILIES[name].get("img_size", 32)
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))

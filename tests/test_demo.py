@@ -13,7 +13,7 @@ import timm
 from PIL import Image
 
 from iformer import demo
-from iformer_command import cli
+from tests.conftest import Command
 
 
 @pytest.fixture
@@ -23,17 +23,7 @@ def trained(small_fashion_mnist: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def run_cli(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Exit status of ``iformer ARGUMENTS``."""
-    monkeypatch.setattr(sys, "argv", ["iformer", *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    return int(exit_info.value.code or 0)
-
-
-def test_demo_learns_reports_and_predicts(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_demo_learns_reports_and_predicts(trained: Path, tmp_path: Path, iformer: Command) -> None:
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["accuracy"] > 0.5  # chance is 0.1
     assert summary["completed"] is True
@@ -49,10 +39,9 @@ def test_demo_learns_reports_and_predicts(
     assert model.pretrained_cfg["label_names"][0] == "T-shirt/top"
 
     Image.effect_noise((50, 70), 60).save(tmp_path / "a.png")
-    capsys.readouterr()
-    arguments = ["predict", str(tmp_path / "a.png"), "--checkpoint", str(trained), "--top", "3", "--json"]
-    assert run_cli(arguments, monkeypatch) == 0
-    (result,) = json.loads(capsys.readouterr().out)
+    status, out, _ = iformer("predict", tmp_path / "a.png", "--checkpoint", trained, "--top", 3, "--json")
+    assert status == 0
+    (result,) = json.loads(out)
     probabilities = [entry["probability"] for entry in result["classes"]]
     assert len(probabilities) == 3
     assert probabilities == sorted(probabilities, reverse=True)
@@ -92,20 +81,18 @@ def test_ctrl_c_keeps_what_there_is(small_fashion_mnist: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/full").exists(), reason="needs root to mount a small disk")
-def test_full_disk_is_told_before_training(
-    small_fashion_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_disk_is_told_before_training(small_fashion_mnist: Path, tmp_path: Path, iformer: Command) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False)
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        arguments = ["demo", "--output", str(disk / "run"), "--data-dir", str(small_fashion_mnist)]
-        assert run_cli(arguments, monkeypatch) == 2
+        status, _, err = iformer("demo", "--output", disk / "run", "--data-dir", small_fashion_mnist)
+        assert status == 2
     finally:
         subprocess.run(["umount", disk], check=True)
-    assert "No space left" in capsys.readouterr().err
+    assert "No space left" in err
 
 
 @pytest.mark.parametrize(
@@ -120,11 +107,9 @@ def test_full_disk_is_told_before_training(
         (["convert", "in.pth", "out.bin"], "out.bin"),
     ],
 )
-def test_mistakes_get_one_line(
-    arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_cli(arguments, monkeypatch) == 2
-    error = capsys.readouterr().err
+def test_mistakes_get_one_line(arguments: list[str], named: str, iformer: Command) -> None:
+    status, _, error = iformer(*arguments)
+    assert status == 2
     assert named in error
     assert error.count("\n") == 1
 

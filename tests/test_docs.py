@@ -149,7 +149,7 @@ def place(tmp_path: Path, scenes: Path, released_file: Path) -> Callable[[str, i
                 "TRAIN_FOLDER",
                 "TEST_FOLDER",
             ],
-            "runs/cifar10": ["A", "B", "NAME_OR_FOLDER", "MODEL_OR_CHECKPOINT", "FOLDER"],
+            "runs/cifar10": ["A", "B", "MODEL", "FOLDER"],
             str(released_file): ["RELEASED.pth", "iformer_small.pth"],
         }
         for target, name in ((target, name) for target, names in links.items() for name in names):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._inductor.config as inductor
 from torch import Tensor, nn
 
 from iformer.deployment import engines
@@ -27,6 +26,8 @@ ENGINES = {
     "openvino": ("fp32", "bf16", "fp16", "int8"),
 }
 """The engines, each with the precisions that it offers."""
+
+FREEZING = {"freezing": True}
 
 CALIBRATION = 8
 """The least number of random images to calibrate int8 on, which is enough to measure speed."""
@@ -131,10 +132,15 @@ def network(configuration: Configuration) -> Any:
     return model.network
 
 
+def channels(model: nn.Module) -> int:
+    """Return the channels of the images that a network takes: those of its first convolution."""
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
 def runner(configuration: Configuration, threads: int | None = None) -> Callable[[], object]:
     """Prepare a configuration, and return a function that runs it on random images."""
-    images = torch.randn(configuration.batch, 3, configuration.height, configuration.width)
     model = network(configuration)
+    images = torch.randn(configuration.batch, channels(model), configuration.height, configuration.width)
     if configuration.engine in ("onnxruntime", "openvino"):
         with quiet():
             run = _engine(configuration, model, images, threads)
@@ -155,8 +161,8 @@ def _torch(configuration: Configuration, model: nn.Module, images: Tensor) -> Ca
         call = call.to(memory_format=torch.channels_last)
     if configuration.engine == "compile":
         # Freezing packs the weights for the processor once. CUDA graphs launch all kernels at once.
-        inductor.freezing = configuration.device == "cpu"
-        call = torch.compile(call, mode="reduce-overhead" if configuration.device == "cuda" else None)
+        how: dict[str, Any] = {"mode": "reduce-overhead"} if configuration.device == "cuda" else {"options": FREEZING}
+        call = torch.compile(call, **how)
 
     def run() -> object:
         with torch.no_grad():

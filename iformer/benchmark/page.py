@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from iformer.common.plotting import quiet_fonts
+from iformer.common.plotting import save_figure
 
 COLORS = {"fp32": "tab:blue", "bf16": "tab:orange", "fp16": "tab:green", "int8": "tab:red"}
 
@@ -85,6 +85,4 @@ def draw(results: dict[str, Any], file: Path) -> None:
     axes.set_xlabel("milliseconds for an image: median and quartiles")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with quiet_fonts():
-        figure.savefig(file, dpi=150)
+    save_figure(figure, file)

@@ -141,5 +141,6 @@ def multiply_adds(configuration: Configuration) -> int:
     """Return the multiply-adds of a model's matrix products and convolutions, including attention, for one image."""
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
-        configurations.network(configuration)(torch.randn(1, 3, configuration.height, configuration.width))
+        network = configurations.network(configuration)
+        network(torch.randn(1, configurations.channels(network), configuration.height, configuration.width))
     return int(counter.get_total_flops()) // 2

@@ -166,10 +166,6 @@ class ClassificationTask(Task):
         self.keep_per_class(per_class(matrix, self.class_names))
         return matrix
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the class probabilities ``(N, num_classes)`` of a batch."""
-        return self(batch[0]).softmax(-1)
-
     def _check(self, labels: Tensor) -> None:
         """Raise ValueError for a label without a class, for which torch would crash, on a GPU only later."""
         if labels.max() >= self.num_classes or labels.min() < 0:

@@ -85,6 +85,7 @@ class AveragePrecision(MeanAveragePrecision):
                 rows[label] |= {f"{kind}_ap": float(precision.mean()), f"{kind}_ap50": float(precision[0].mean())}
         return rows
 
+    # torchmetrics has no public way to gather states of several lengths; a test fails when it drops these names.
     def _sync_dist(self, *_: object, **__: object) -> None:
         """Gather the states of all ranks. torchmetrics' own method hangs if one rank has seen fewer images."""
         # The states move to the CPU first: a rank must not unpickle tensors onto the device of another rank.

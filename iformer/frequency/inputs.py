@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iformer.common.batches import batches
-from iformer.models import saved
+from iformer.models import locations, saved
 from iformer.models.saved import Model
 
 
@@ -29,7 +29,7 @@ def open_model(reference: str, weights: str | Path = "", seed: int = 0) -> Model
         ValueError: There is no such model, or the weights do not fit it.
         OSError: The weights cannot be read.
     """
-    named = timm.is_model(reference) and not saved.is_saved(reference)
+    named = timm.is_model(reference) and not locations.is_saved(reference)
     if named and not weights and not timm.is_model_pretrained(reference):
         weights = "random"
     model = saved.resolve(reference, weights, seed)
@@ -44,7 +44,7 @@ def open_model(reference: str, weights: str | Path = "", seed: int = 0) -> Model
 
 def untrained(reference: str, weights: str | Path = "", seed: int = 0) -> Model:
     """Return the network that :func:`open_model` returns for ``reference`` and ``weights``, with fresh weights."""
-    return open_model(str(weights) if not reference or saved.is_saved(str(weights)) else reference, "random", seed)
+    return open_model(str(weights) if not reference or locations.is_saved(str(weights)) else reference, "random", seed)
 
 
 def class_index(model: Model, target: str) -> int:

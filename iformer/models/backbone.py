@@ -68,12 +68,12 @@ def _weights(name: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
         OSError: The weights cannot be read.
     """
     file = Path(path)
-    if path.startswith(locations.HUB) or (file / "config.json").is_file():
+    if locations.is_saved(path) and not _has_weights_only(file):
         folder, settings = locations.find(path)
         if settings["task"] != "classification":
             raise ValueError(f"{path}: a model for {settings['task']}, expected a classifier")
         file = folder / "model.safetensors"
-    elif file.is_dir():
+    elif file.is_dir():  # a folder of weights alone
         file = file / "model.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file (expected the weights to start from)")
@@ -94,6 +94,10 @@ def _weights(name: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
         has = f"a classifier of {classes} classes" if classes else "no classifier"
         warnings.warn(f"{path}: has {has}; the classifier of {wanted} classes is newly initialised", stacklevel=3)
     return overlay
+
+
+def _has_weights_only(folder: Path) -> bool:
+    return (folder / "model.safetensors").is_file() and not (folder / "config.json").is_file()
 
 
 def _classes(name: str, state_dict: dict[str, Tensor]) -> int:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import timm
+
 from iformer.models import config
 
 HUB = "hf-hub:"
@@ -10,6 +12,17 @@ HUB = "hf-hub:"
 
 FILES = ("config.json", "model.safetensors")
 """The files of a saved model."""
+
+
+def is_saved(reference: str) -> bool:
+    """Return whether a reference stands for a saved model, and not for a timm model or a file of weights."""
+    if not reference:
+        return False
+    path = Path(reference)
+    if path.is_file():
+        return path.name == "config.json" or (path.name in FILES and (path.parent / "config.json").is_file())
+    has_one = any((path / name).is_file() for name in FILES)
+    return reference.startswith(HUB) or has_one or (path.is_dir() and not timm.is_model(reference))
 
 
 def find(reference: str | Path) -> tuple[Path, dict[str, Any]]:

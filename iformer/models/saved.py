@@ -129,7 +129,7 @@ def resolve(reference: str | Path, weights: str | Path = "", seed: int = 0) -> M
     reference, weights = str(reference), str(weights)
     if not reference:
         reference, weights = weights, ""
-    if is_saved(reference):
+    if locations.is_saved(reference):
         if weights not in ("", "random"):
             raise ValueError(f"{weights}: {reference} has weights of its own; give a model's name, or no weights")
         return _saved(reference, weights != "random", seed)
@@ -139,10 +139,10 @@ def resolve(reference: str | Path, weights: str | Path = "", seed: int = 0) -> M
             near = difflib.get_close_matches(reference, timm.list_models(), n=1)
             hint = f", did you mean {near[0]}?" if near else ""
             raise FileNotFoundError(f"{reference}: no such file or folder, and no model of timm{hint}")
-        if weights:
+        if weights not in ("", "random"):
             raise ValueError(f"{weights}: {reference} is a file of weights itself; give a model's name, or no weights")
-        return resolve(_model_of(file), file)
-    if weights not in ("", "random", "released") and is_saved(weights):
+        return resolve(_model_of(file), weights or file, seed)
+    if weights not in ("", "random", "released") and locations.is_saved(weights):
         model = _saved(weights, True, seed)
         if reference.partition(".")[0] != model.name:
             raise ValueError(f"{weights}: a saved {model.name}, expected one of {reference}")
@@ -165,17 +165,6 @@ def of_classifier(network: Any, weights: str = "") -> Model:
     name = network.pretrained_cfg.get("architecture", type(network).__name__)
     data_config = resolve_input_data_config(network)
     return Model(name, "classification", network.eval(), tuple(names), data_config, weights)
-
-
-def is_saved(reference: str) -> bool:
-    """Return whether a reference stands for a saved model, and not for a timm model or a file of weights."""
-    if not reference:
-        return False
-    path = Path(reference)
-    if path.is_file():
-        return path.name == "config.json" or (path.name in locations.FILES and (path.parent / "config.json").is_file())
-    has_one = any((path / name).is_file() for name in locations.FILES)
-    return reference.startswith(locations.HUB) or has_one or (path.is_dir() and not timm.is_model(reference))
 
 
 def _saved(reference: str, trained: bool, seed: int) -> Model:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import torch
 from timm.layers import get_device_dtype, to_2tuple
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
-from timm.models._input import update_model_input_size
+from timm.models._features import feature_take_indices  # what timm's own models use, as the next; it has no public
+from timm.models._input import update_model_input_size  # name, and tests/models/test_timm_contract.py would fail
 from torch import Tensor, nn
 
 

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from iformer.common.plotting import label as shown_name
-from iformer.common.plotting import quiet_fonts
+from iformer.common.plotting import quiet_fonts, save_figure
 from iformer.segmentation.transforms import IGNORE
 
 UNLABELLED = (0, 0, 0)
@@ -89,5 +89,4 @@ def draw_grid(shown: Sequence[tuple[Tensor, Tensor, Tensor]], config: dict[str, 
     for axes, title in zip(grid[0], ("image", "labels (black: none)", "predicted"), strict=True):
         axes.set_title(title)
     _legend(figure, sorted(present)[:40], config, None, ncols=6)
-    with quiet_fonts():
-        figure.savefig(file, dpi=120)
+    save_figure(figure, file, dpi=120)

@@ -11,6 +11,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
+from torchmetrics import Metric
 
 from iformer.detection.annotations import targets
 from iformer.detection.metrics import AveragePrecision
@@ -202,3 +203,8 @@ def test_ranks_are_gathered_also_where_they_have_seen_different_numbers(monkeypa
         patch.setattr(torch.distributed, "all_gather_object", gather)
         ranks[0]._sync_dist()
     assert ranks[0].summary() == ours(content, found).summary()
+
+
+def test_torchmetrics_gathers_by_the_names_that_are_overridden() -> None:
+    assert callable(Metric._sync_dist)
+    assert AveragePrecision()._defaults.keys() >= {"detection_box", "groundtruth_box"}

@@ -1,5 +1,6 @@
 """``iformer predict`` with a detector, and its export."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.deployment import detectors
 from iformer.detection.masks import from_run_lengths, pasted, run_lengths
-from iformer.detection.model import build
+from iformer.detection.model import Detector, build
 from iformer.detection.pictures import draw
 from iformer.models import saved
 from iformer.models.prediction import Options, predictions, predictor
@@ -181,17 +182,19 @@ def test_export_refuses_other_files(trained: Path, tmp_path: Path) -> None:
 
 
 def test_an_export_that_finds_something_else_is_not_kept(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def differs(model: object, file: Path, images: object) -> None:
-        assert file.is_file()
-        raise ValueError(file.name)
+    write = detectors._write
 
-    monkeypatch.setattr(detectors, "_write", lambda model, file, image: file.touch())
-    monkeypatch.setattr(detectors, "_describe", lambda file, config: None)
-    monkeypatch.setattr(detectors, "check", differs)
-    with pytest.raises(ValueError, match=r"^detector.onnx$"):
-        detectors.write(saved.resolve(trained), tmp_path / "detector.onnx", [torch.zeros(3, 32, 32)])
+    def another(model: Detector, file: Path, image: torch.Tensor) -> None:
+        other = copy.deepcopy(model)
+        torch.nn.init.normal_(other.roi_heads.box_predictor.cls_score.weight, std=0.7)
+        write(other, file, image)
+
+    monkeypatch.setattr(detectors, "_write", another)
+    image = pil_to_tensor(Image.open(coco / "images" / "11.png")) / 255
+    with pytest.raises(ValueError, match=r"^detector\.onnx: not written, \d+ of \d+ objects"):
+        detectors.write(saved.resolve(trained), tmp_path / "detector.onnx", [image])
     assert list(tmp_path.iterdir()) == []
 
 

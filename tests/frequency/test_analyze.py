@@ -18,7 +18,7 @@ from iformer.frequency.inputs import ImageFiles, class_index, open_model
 from iformer.frequency.inputs import untrained as fresh
 from iformer.models import saved
 from tests.conftest import Command
-from tests.frequency.test_layers import tiny
+from tests.networks import small
 
 FIGURES = (
     "fig_1a_spectra",
@@ -100,7 +100,7 @@ def test_the_terminal_shows_a_table_for_each_model_with_mixers(run: Any, folder:
 
 
 def test_any_model_beside_ours(folder: Path, tmp_path: Path) -> None:
-    network = tiny("swin_tiny_patch4_window7_224")
+    network = small("swin_tiny_patch4_window7_224")
     network.pretrained_cfg = {**network.pretrained_cfg, "input_size": (3, 64, 64)}
     swin = replace(saved.of_classifier(network), name="Swin")
     images = ImageFiles(sorted(folder.glob("[0-9].png")), batch_size=4)

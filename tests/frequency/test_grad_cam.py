@@ -11,12 +11,12 @@ from iformer.frequency import layers
 from iformer.frequency.grad_cam import class_layer, grad_cam
 from iformer.frequency.layers import Layer
 from iformer.segmentation.model import semantic_fpn
-from tests.frequency.test_layers import TINY, images_for, tiny
+from tests.networks import FAMILIES, images_for, small
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_it_is_the_formula_in_every_layout(name: str) -> None:
-    model, images = tiny(name), images_for(name, 3)
+    model, images = small(name), images_for(name, 3)
     layer = class_layer(model, images)
     targets = torch.tensor([0, 3, 3])
     kept = []
@@ -56,10 +56,10 @@ def test_evidence_is_found_where_it_is() -> None:
 
 
 def test_the_layer_has_a_where() -> None:
-    model = tiny("iformer_nano")
+    model = small("iformer_nano")
     assert class_layer(model, torch.randn(1, 3, 32, 32)).label == "stage 3, block 2"  # the last stage is 2x2
     assert class_layer(model, torch.randn(1, 3, 64, 64)).label == "stage 4, block 1"
-    assert class_layer(tiny("vit_tiny_patch16_224"), images_for("vit_tiny_patch16_224")).name == "blocks.2.norm1"
+    assert class_layer(small("vit_tiny_patch16_224"), images_for("vit_tiny_patch16_224")).name == "blocks.2.norm1"
     parallel = timm.create_model("vit_small_patch16_18x2_224", depth=2, img_size=64, embed_dim=24, num_heads=3).eval()
     assert class_layer(parallel, torch.randn(1, 3, 64, 64)).name == "blocks.0"  # its last block has no norm1
 

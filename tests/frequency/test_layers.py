@@ -1,7 +1,5 @@
 """Where models are looked at: layouts, tokens, depths, branches."""
 
-from typing import Any
-
 import pytest
 import timm
 import torch
@@ -10,36 +8,12 @@ from torch import Tensor, nn
 from iformer.frequency import layers
 from iformer.frequency.layers import Layer, watched
 from iformer.frequency.measurement import measure
-
-TINY: dict[str, dict[str, Any]] = {
-    "iformer_nano": {},
-    "vit_tiny_patch16_224": {"img_size": 64, "depth": 3, "embed_dim": 24},
-    "vit_base_patch16_siglip_gap_224": {"img_size": 48, "depth": 2, "embed_dim": 24, "num_heads": 3},
-    "swin_tiny_patch4_window7_224": {
-        "img_size": 64,
-        "depths": (1, 2, 1, 1),
-        "embed_dim": 12,
-        "num_heads": (1, 1, 2, 2),
-        "window_size": 4,
-    },
-    "convnext_atto": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
-    "resnet10t": {},
-}
+from tests.networks import FAMILIES, images_for, small
 
 
-def tiny(name: str) -> Any:
-    torch.manual_seed(0)
-    return timm.create_model(name, num_classes=5, **TINY[name]).eval()
-
-
-def images_for(name: str, count: int = 2) -> Tensor:
-    side = TINY[name].get("img_size", 32)
-    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_last_blocks_maps_are_those_of_timm(name: str) -> None:
-    model, images = tiny(name), images_for(name)
+    model, images = small(name), images_for(name)
     seen: dict[Layer, Tensor] = {}
     with (
         torch.inference_mode(),
@@ -65,7 +39,7 @@ def test_the_last_blocks_maps_are_those_of_timm(name: str) -> None:
     ],
 )
 def test_depths_have_names(name: str, labels: list[str]) -> None:
-    assert [layer.label for layer in layers.blocks(tiny(name))][: len(labels)] == labels
+    assert [layer.label for layer in layers.blocks(small(name))][: len(labels)] == labels
 
 
 def test_token_grids_have_the_proportions_of_the_image() -> None:
@@ -102,13 +76,13 @@ def test_blocks_in_another_layout_than_their_stages() -> None:
 
 
 def test_the_last_layer_of_each_stage() -> None:
-    ends = [layer.label for layer in layers.last(layers.blocks(tiny("iformer_nano")))]
+    ends = [layer.label for layer in layers.last(layers.blocks(small("iformer_nano")))]
     assert ends == ["stage 1, block 1", "stage 2, block 1", "stage 3, block 2", "stage 4, block 1"]
-    assert len(layers.last(layers.blocks(tiny("resnet10t")))) == 5  # stages, whose blocks have other names
+    assert len(layers.last(layers.blocks(small("resnet10t")))) == 5  # stages, whose blocks have other names
 
 
 def test_branches_are_found_at_three_points() -> None:
-    model = tiny("iformer_nano")
+    model = small("iformer_nano")
     found = layers.branches(model)
     assert len(found) == 5 * 3 * 3
     seen: dict[tuple[int, str, str], Tensor] = {}
@@ -137,7 +111,7 @@ def test_ablations_have_the_branches_that_they_have() -> None:
     expected = {(1, 1, "attention"), (2, 1, "max-pooling"), (3, 1, "attention"), (3, 1, "max-pooling")}
     assert found == expected | {(3, 2, "attention"), (4, 1, "attention"), (4, 1, "max-pooling")}
     assert {each.stage for each in measure(model.eval(), [torch.randn(1, 3, 32, 32)]).stages()} == {1, 2, 3, 4}
-    assert layers.branches(tiny("resnet10t")) == []
+    assert layers.branches(small("resnet10t")) == []
 
 
 def test_models_without_maps_are_refused() -> None:
@@ -146,7 +120,7 @@ def test_models_without_maps_are_refused() -> None:
 
 
 def test_hooks_do_not_stay() -> None:
-    model = tiny("iformer_nano")
+    model = small("iformer_nano")
     measure(model, [images_for("iformer_nano")])
     with pytest.raises(RuntimeError), watched(layers.blocks(model), lambda layer, features: None):
         raise RuntimeError

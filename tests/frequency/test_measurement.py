@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from iformer.frequency.measurement import Mean, measure
-from tests.frequency.test_layers import images_for, tiny
+from tests.networks import images_for, small
 
 
 def test_batches_change_nothing() -> None:
-    model, images = tiny("iformer_nano"), images_for("iformer_nano", 7)
+    model, images = small("iformer_nano"), images_for("iformer_nano", 7)
     whole, parts = measure(model, [images]), measure(model, images.split([2, 1, 4]))
     assert whole.images == parts.images == 7
     assert whole.image_size == (32, 32)
@@ -26,7 +26,7 @@ def test_batches_change_nothing() -> None:
 
 
 def test_a_branch_that_smooths_lowers_and_one_that_differentiates_raises() -> None:
-    model, images = tiny("iformer_nano"), images_for("iformer_nano", 8)
+    model, images = small("iformer_nano"), images_for("iformer_nano", 8)
     branch = model.stages[0].blocks[0].mixer.conv_branch
     verdicts = []
     for kernel in ([1.0, 1.0, 1.0], [1.0, -2.0, 1.0]):
@@ -45,7 +45,7 @@ def test_a_branch_that_smooths_lowers_and_one_that_differentiates_raises() -> No
 
 
 def test_stages_average_their_blocks() -> None:
-    measurement = measure(tiny("iformer_nano"), [images_for("iformer_nano", 4)])
+    measurement = measure(small("iformer_nano"), [images_for("iformer_nano", 4)])
     outputs = [
         each.high_frequency_shares.mean().item()
         for layer, each in measurement.branches.items()
@@ -63,10 +63,10 @@ def test_means_leave_out_what_is_not_defined() -> None:
 
 
 def test_one_image_gives_no_verdict() -> None:
-    stages = measure(tiny("iformer_nano"), [images_for("iformer_nano", 1)]).stages()
+    stages = measure(small("iformer_nano"), [images_for("iformer_nano", 1)]).stages()
     assert {each.verdict for each in stages} == {"one image", "map too small"}
 
 
 def test_no_image() -> None:
     with pytest.raises(ValueError, match="there are no images"):
-        measure(tiny("iformer_nano"), [])
+        measure(small("iformer_nano"), [])

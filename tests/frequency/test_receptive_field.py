@@ -8,7 +8,7 @@ from iformer.frequency import layers, receptive_field
 from iformer.frequency.layers import Layer
 from iformer.frequency.receptive_field import AttentionDistance, area_holding, receptive_fields
 from iformer.models.inception_transformer import AttentionBranch
-from tests.frequency.test_layers import images_for, tiny
+from tests.networks import images_for, small
 
 
 def test_equal_keys_span_the_uniform_distance() -> None:
@@ -57,7 +57,7 @@ def test_convolutions_see_their_kernels(depth: int) -> None:
 
 
 def test_fields_of_a_model_grow_with_its_stages() -> None:
-    model, images = tiny("iformer_nano"), images_for("iformer_nano")
+    model, images = small("iformer_nano"), images_for("iformer_nano")
     ends = layers.last(layers.blocks(model))
     fields = receptive_fields(model, ends, [images])
     assert [layer.stage for layer in fields] == [1, 2, 3, 4]

@@ -16,12 +16,12 @@ from iformer.models.backbone import create
 from iformer.models.released import convert_official
 from iformer.models.saved import resolve
 from iformer.segmentation.model import build as build_segmenter
+from tests.networks import NARROW
 
-TINY = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [2, 2, 2, 2], "attention_heads": [1, 0, 0, 1]}
 SEGMENTER: dict[str, Any] = {"architecture": "semantic_fpn", "backbone": "iformer_small", "num_classes": 2,
-                             "neck_channels": 8, "head_channels": 8, "backbone_args": TINY}  # fmt: skip
+                             "neck_channels": 8, "head_channels": 8, "backbone_args": NARROW}  # fmt: skip
 DETECTOR: dict[str, Any] = {"architecture": "mask_rcnn", "backbone": "iformer_small", "num_classes": 2, "channels": 8,
-                            "backbone_args": TINY, "min_size": 64, "max_size": 96}  # fmt: skip
+                            "backbone_args": NARROW, "min_size": 64, "max_size": 96}  # fmt: skip
 SCENES: dict[str, Any] = {"class_names": ["road", "sky"], "palette": [[1, 2, 3], [4, 5, 6]], "mean": [0.5, 0.5, 0.5],
                           "std": [1, 1, 1]}  # fmt: skip
 OBJECTS: dict[str, Any] = {"class_names": ["cat", "dog"], "category_ids": [1, 5]}
@@ -84,6 +84,7 @@ def test_files_of_the_release_tell_whose_they_are(
         assert (model.name, len(model.class_names)) == ("iformer_small", 1000)
         assert model.class_names[285] == "Egyptian cat"
         assert torch.equal(model.network.head.fc.weight, released["head.weight"])
+    assert resolve(tmp_path / "iformer_small.pth", "random").weights == "fresh, seed 0"
     torch.save(timm.create_model("iformer_nano").state_dict(), tmp_path / "nano.pth")
     with pytest.raises(ValueError, match=r"nano\.pth: does not say which model it belongs to; give the model's name"):
         resolve(tmp_path / "nano.pth")
