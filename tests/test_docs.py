@@ -78,7 +78,7 @@ def normal(command: str) -> str:
 NORMAL_NOT_RUN = {normal(text) for text in NOT_RUN}
 NORMAL_ONLY_PARSED = {normal(text) for text in ONLY_PARSED}
 # Commands for a model of one's own, which may be a greyscale one.
-TRAINED = re.compile(r"runs/|\bFOLDER\b|NAME_OR_FOLDER|MODEL_OR_CHECKPOINT")
+TRAINED = re.compile(r"runs/|\bFOLDER\b|\bMODEL\b")
 # Settings that need several devices, or weights that are fetched.
 ONE_MACHINE = ("--trainer.devices", "--model.init_args.pretrained")
 
