@@ -75,10 +75,11 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         OSError: The table could not be written; the message names ``path``, and an earlier table is kept.
     """
     with written(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([_cell(value) for value in row] for row in rows)
+        csv.writer(file).writerows([csv_cell(value) for value in row] for row in rows)
 
 
-def _cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
+    """Return a value for a cell of a table that a spreadsheet may open."""
     if not isinstance(value, str):
         return value
     formula = re.match(r"[=@]|[+-](?![\d.]+$)", value)  # numbers such as -1 are left as they are

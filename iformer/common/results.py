@@ -1,0 +1,204 @@
+"""Files of many results, written as they come: JSON lines, CSV or Parquet. They go on where they were interrupted."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from iformer.common.files import write_json, written
+from iformer.common.pages import csv_cell
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+"""The endings of files of results."""
+
+PART = 4096  # rows of a part of a Parquet file: what a kill may cost
+
+Schema = Mapping[str, Any]
+"""The columns of a result: Python's types by name; a list of a type, or of a mapping, for nested ones."""
+
+
+class Results(Protocol):
+    """A file of results that is being written.
+
+    Attributes:
+        count: The number of results that it holds.
+    """
+
+    count: int
+
+    def write(self, result: Mapping[str, Any]) -> None:
+        """Add a result.
+
+        Raises:
+            OSError: It could not be written; names the file.
+        """
+
+
+@contextmanager
+def open_results(file: Path, schema: Schema, about: Mapping[str, Any], resume: bool = False) -> Iterator[Results]:
+    """Open a file to write results into.
+
+    Beside it stands ``NAME.about.json`` with what ``about`` says: where the results come from. In JSON lines, each line
+    is a result. In CSV, lists are in JSON. A Parquet file appears when it is complete; its parts are kept until then.
+
+    Args:
+        file: The file, which ends in ``.jsonl``, ``.csv`` or ``.parquet``.
+        schema: The columns.
+        about: Facts about the results; those under ``settings`` must be the same to resume.
+        resume: Go on with the file of an earlier process.
+
+    Raises:
+        ValueError: The file has another ending, or was written with other settings.
+        FileExistsError: It is there, and is not to be resumed.
+        OSError: It could not be written; names the file.
+    """
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"{file}: expected a name that ends in {', '.join(SUFFIXES)}")
+    sidecar, parts = file.with_name(f"{file.name}.about.json"), file.with_name(f".{file.name}.parts")
+    if not resume and (file.exists() or parts.exists()):
+        raise FileExistsError(f"{file}: there are results already; go on with --resume, or name another file")
+    if resume and sidecar.is_file():
+        before = json.loads(sidecar.read_text())["settings"]
+        changed = [name for name, value in about["settings"].items() if before.get(name) != value]
+        if changed:
+            name = changed[0]
+            now = about["settings"][name]
+            raise ValueError(f"{file}: was written with {name} {before.get(name)}, and cannot be resumed with {now}")
+    write_json(sidecar, about)
+    if file.suffix == ".parquet":
+        results: Any = _Parquet(file, parts, schema)
+    else:
+        results = _Lines(file, schema)
+    try:
+        yield results
+    except BaseException:
+        results.close(complete=False)
+        raise
+    results.close(complete=True)
+
+
+class _Lines:
+    """Rows of text; a row that was being written when the process was killed is cut off."""
+
+    def __init__(self, file: Path, schema: Schema) -> None:
+        self.file, self.schema, self.is_csv = file, schema, file.suffix == ".csv"
+        try:
+            with open(file, "a+b") as opened:
+                opened.seek(0)
+                rows, end = _complete_rows(opened, self.is_csv)
+                opened.truncate(end)
+            self.opened = open(file, "ab")  # noqa: SIM115  (closed by close)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        self.count = max(0, rows - self.is_csv)
+        if self.is_csv and not rows:
+            self.opened.write(_csv_row(["image", "error", *_csv_values(schema, {}, names=True)]))
+
+    def write(self, result: Mapping[str, Any]) -> None:
+        if self.is_csv:
+            values = [result["image"], result.get("error"), *_csv_values(self.schema, result)]
+            row = _csv_row(values)
+        else:
+            row = json.dumps(result).encode() + b"\n"
+        try:
+            self.opened.write(row)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.file)) from error
+        self.count += 1
+
+    def close(self, complete: bool) -> None:
+        try:
+            self.opened.close()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.file)) from error
+
+
+def _csv_values(schema: Schema, result: Mapping[str, Any], names: bool = False) -> Iterator[Any]:
+    """Yield the values of a row, or the names of the columns: of a list of mappings the first one, then all in JSON."""
+    for column, kind in schema.items():
+        value = result.get(column)
+        if isinstance(kind, list) and isinstance(kind[0], Mapping):
+            first = value[0] if value else {}
+            plain = [name for name, inner in kind[0].items() if inner in (str, int, float)]
+            yield from plain if names else (first.get(name) for name in plain)
+        yield column if names else json.dumps(value) if isinstance(value, list) else value
+
+
+def _csv_row(values: Iterable[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(csv_cell(value) for value in values)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _complete_rows(opened: IO[bytes], quoted: bool) -> tuple[int, int]:
+    """Return how many rows are complete, and where the last of them ends; a line break between quotes ends none."""
+    rows = end = place = quotes = 0
+    for line in opened:
+        place += len(line)
+        quotes += line.count(b'"') if quoted else 0
+        if line.endswith(b"\n") and quotes % 2 == 0:
+            rows, end = rows + 1, place
+    return rows, end
+
+
+class _Parquet:
+    """Parts of ``PART`` rows, each complete or absent, that become one file in the end."""
+
+    def __init__(self, file: Path, folder: Path, schema: Schema) -> None:
+        import pyarrow as pa  # here, because the other formats do without it
+        import pyarrow.parquet as pq
+
+        self.file, self.folder, self.pa, self.pq = file, folder, pa, pq
+        columns = {"image": str, "error": str, **schema}
+        self.schema = pa.schema([(name, _arrow(pa, kind)) for name, kind in columns.items()])
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parts = sorted(folder.glob("*.parquet"))
+        self.count = pq.read_metadata(file).num_rows if file.exists() else PART * len(self.parts)
+        self.rows: list[Mapping[str, Any]] = []
+
+    def write(self, result: Mapping[str, Any]) -> None:
+        self.rows.append(result)
+        self.count += 1
+        if len(self.rows) == PART:
+            part = self.folder / f"{len(self.parts):08}.parquet"
+            with written(part) as temporary:
+                self.pq.write_table(self._table(), temporary)
+            self.parts.append(part)
+            self.rows = []
+
+    def _table(self) -> Any:
+        return self.pa.Table.from_pylist([_encodable(row) for row in self.rows], self.schema)
+
+    def close(self, complete: bool) -> None:
+        if not complete:
+            return
+        if not self.file.exists():
+            with written(self.file) as temporary, self.pq.ParquetWriter(temporary, self.schema) as writer:
+                for part in self.parts:
+                    writer.write_table(self.pq.read_table(part))
+                if self.rows:
+                    writer.write_table(self._table())
+        for part in self.parts:
+            part.unlink()
+        self.folder.rmdir()
+
+
+def _encodable(value: Any) -> Any:
+    """Return a value in whose text the bytes of file names that are no text are written as escapes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {name: _encodable(inner) for name, inner in value.items()}
+    return [_encodable(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _arrow(pa: Any, kind: Any) -> Any:
+    """Return pyarrow's type of a column, see :data:`Schema`."""
+    if isinstance(kind, list):
+        return pa.list_(_arrow(pa, kind[0]))
+    if isinstance(kind, Mapping):
+        return pa.struct([(name, _arrow(pa, inner)) for name, inner in kind.items()])
+    return {str: pa.string(), float: pa.float64(), int: pa.int64()}[kind]
