@@ -9,7 +9,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -181,56 +181,94 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files or folders.")],
-    checkpoint: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch, for a classifier.")] = 32,
-    output: Annotated[Path, typer.Option(help="Folder for a detector's or segmenter's pictures.")] = Path(
-        "predictions"
-    ),
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score of drawn and printed objects.")] = 0.5,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...", help="Files, folders, quoted patterns, tar files; - reads paths from standard input."
+        ),
+    ],
+    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)] = "iformer_small",
+    weights: Annotated[str, typer.Option(help="The weights of a model given by its name: a file or a folder.")] = "",
+    checkpoint: Annotated[str, typer.Option(metavar="MODEL", help="The same as --model.")] = "",
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
+    output: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER|FILE", help="Folder for pictures; or .jsonl, .csv or .parquet, written as results come."
+        ),
+    ] = Path("predictions"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the results in --output.")] = False,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score of objects to draw and print.")] = 0.5,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps; auto: whatever is fastest.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, of a classifier.")] = 32,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that read images ahead.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """Print the most probable classes of images; with a segmenter, print and draw the classes that cover most pixels.
+    """Print what is in images: the most probable classes; of a segmenter those that cover most; of a detector objects.
 
-    With a detector, print and draw the objects; --json gives them in COCO's format.
+    Segmenters and detectors draw it too, into --output. --json is in COCO's format for a detector.
 
-    Unreadable files in folders are reported and skipped.
+    Unreadable files are reported and passed over.
     """
-    from iformer.common.images import find_images
-    from iformer.models.prediction import Options, predictions, predictor
+    from iformer.common.images import count_images, stream_images
+    from iformer.common.results import SUFFIXES
+    from iformer.models.prediction import Options, predictions, predictor, write_predictions
     from iformer.models.saved import resolve
 
-    model = resolve(checkpoint)
-    files = find_images(images)
-    found = predictor(model, Options(top, batch_size, threshold, output))
-    results, completed = _until_interrupted(predictions(model, found, files))
-    unusable = [result for result in results if "error" in result]
-    if as_json:
-        print(json.dumps(found.document(results), indent=2))
+    into_file = output.suffix in SUFFIXES
+    if resume and not into_file:
+        raise typer.BadParameter("--resume needs an --output that ends in .jsonl, .csv or .parquet.")
+    total = count_images(images)
+    resolved = resolve(checkpoint or model, weights)
+    options = Options(top, batch_size, threshold, None if into_file else output, device, precision, workers)
+    found = predictor(resolved, options)
+    tally = _Tally(images)
+    if into_file:
+        for _ in tally.of(write_predictions(output, resolved, found, images, total, resume)):
+            pass
+        if as_json:
+            print(json.dumps({"file": str(output), "images": tally.images, "unreadable": tally.unreadable}))
+        else:
+            say(f"{output}: {tally.images:,} images, {tally.unreadable:,} of them unreadable")
     else:
-        for result in results:
-            if "error" not in result:
-                say(result["image"], *(f"  {line}" for line in found.lines(result)))
-    for result in unusable:
-        _fail(result["error"])
-    if not completed:
-        raise typer.Exit(_interrupted())
-    if len(unusable) == len(results) or any(Path(result["image"]) in images for result in unusable):
-        raise typer.Exit(2)
+        results = tally.of(predictions(resolved, found, stream_images(images), total))
+        if as_json:
+            print(json.dumps(found.document(list(results)), indent=2))
+        else:
+            for result in results:
+                if "error" not in result:
+                    say(result["image"], *(f"  {line}" for line in found.lines(result)))
+    raise typer.Exit(tally.status())
 
 
-def _until_interrupted(predictions: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
-    """Return the results up to the end or Ctrl-C, and whether they are complete."""
-    results: list[dict[str, Any]] = []
-    try:
-        for result in predictions:
-            results.append(result)
-    except KeyboardInterrupt:
-        if not results:
-            raise
-        return results, False
-    return results, True
+class _Tally:
+    """Counts the results that pass, reports those that are errors, and ends them after Ctrl-C."""
+
+    def __init__(self, named: list[str]) -> None:
+        self.named = named
+        self.images = self.unreadable = 0
+        self.failed = self.interrupted = False
+
+    def of(self, results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        try:
+            for result in results:
+                self.images += 1
+                if "error" in result:
+                    self.unreadable += 1
+                    self.failed |= result["image"] in self.named
+                    _fail(result["error"])
+                yield result
+        except KeyboardInterrupt:
+            if not self.images:
+                raise
+            self.interrupted = True
+
+    def status(self) -> int:
+        """Return 130 after Ctrl-C, and 2 where a file that was named could not be read, or none could."""
+        if self.interrupted:
+            return _interrupted()
+        return 2 if self.failed or (self.images and self.unreadable == self.images) else 0
 
 
 @app.command()

@@ -120,7 +120,7 @@ def test_an_image_that_the_model_cannot_take_is_one_line(
 def test_what_was_finished_before_ctrl_c_is_printed(
     iformer: Command, trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, seen = batches.read_image, []
+    read, seen = batches.read_item, []
 
     def interrupted(path: Any, channels: int) -> Any:
         if len(seen) == 2:
@@ -128,7 +128,7 @@ def test_what_was_finished_before_ctrl_c_is_printed(
         seen.append(path)
         return read(path, channels)
 
-    monkeypatch.setattr(batches, "read_image", interrupted)
+    monkeypatch.setattr(batches, "read_item", interrupted)
     status, out, err = iformer("predict", images, "--checkpoint", trained, "--batch-size", 1, "--json")
     assert (status, len(json.loads(out))) == (130, 2)
     assert err.endswith("iformer: interrupted\n")

@@ -46,6 +46,7 @@ NOT_RUN = {
     "--trainer.logger MLFlowLogger --trainer.logger.tracking_uri URI": "its package is not installed for tests",
 }
 ONLY_PARSED = {
+    "iformer predict photo.jpg": FETCHES,
     "iformer tables": ELSEWHERE,
     "iformer tables 3": ELSEWHERE,
     "iformer tables --markdown": ELSEWHERE,
@@ -61,7 +62,7 @@ ONLY_PARSED = {
 # RECIPE) stand as they are: they are the names of files in the folder where the commands run.
 REPLACED = {
     "convert RELEASED.pth": "convert iformer_small.pth",  # whose name says which model it is
-    "--model NAME --engines eager,openvino": "--model iformer_nano --engines eager --size 32 --rounds 1",
+    "--model MODEL --engines eager,openvino": "--model MODEL --engines eager --size 32 --rounds 1",
     "export iformer_small --format openvino": "export iformer_nano --format openvino --weights random",
     "export iformer_small --format torch-export": "export iformer_nano --format torch-export",
     "pretrained=True)": 'pretrained=True, pretrained_cfg_overlay=dict(file="iformer_small.pth"))',

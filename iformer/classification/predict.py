@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,16 +17,19 @@ class Predictor:
     """
 
     doing = "Classifying"
+    schema: ClassVar[dict[str, Any]] = {"classes": [{"name": str, "probability": float}]}
 
     def __init__(self, model: Model, options: Options) -> None:
-        self.model, self.prepare = model, model.prepare
+        self.model, self.options, self.prepare = model, options, model.prepare
         self.top, self.batch_size = min(options.top, len(model.class_names)), options.batch_size
+        model.network.to(memory_format=torch.channels_last)
 
     def predict(self, paths: Sequence[Path], images: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
         """Return the most probable classes of prepared images ``(C, H, W)``."""
         if not images:
             return []
-        best = self.model.network(torch.stack(list(images))).softmax(-1).topk(self.top)
+        pixels = torch.stack(list(images)).to(self.model.device, memory_format=torch.channels_last)
+        best = self.model.network(pixels).float().softmax(-1).topk(self.top)
         return [
             {
                 "classes": [

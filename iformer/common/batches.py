@@ -1,15 +1,19 @@
 """The loop that reads and prepares image files in batches."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from iformer.common.images import read_image
+from iformer.common.images import ImageFile, read_item
 from iformer_command.terminal import ITEM_ERRORS, item_error, markup
 
 
@@ -22,41 +26,79 @@ class Sample(NamedTuple):
         error: The reason of the failure, in one line that names the file; empty where there was none.
     """
 
-    path: Path
+    path: ImageFile
     image: Any
     error: str = ""
 
 
 def batches(
-    paths: Sequence[Path],
+    files: Iterable[ImageFile],
     prepare: Callable[[Image.Image], Any],
     channels: int = 3,
     batch_size: int = 1,
     description: str = "Reading",
+    total: int | None = None,
+    workers: int = 0,
 ) -> Iterator[list[Sample]]:
     """Read and prepare image files in batches, in the order in which they are given.
 
-    The progress is shown on standard error where there is more than one batch.
+    The progress is shown on standard error where there may be more than one batch.
 
     Args:
-        paths: The image files.
+        files: The image files; they are taken as they are needed, so that there may be any number of them.
         prepare: The function that turns an image into the model's input.
         channels: The number of channels to read: 3 for RGB, 1 for greyscale.
         batch_size: The number of files in a batch.
         description: The text beside the progress bar.
+        total: The number of files, if it is known and ``files`` has no length.
+        workers: The number of threads that read ahead, up to two batches; 0 reads a file when its turn comes.
 
     Yields:
         Lists of samples, including those that could not be read or prepared.
     """
-    alone = len(paths) <= batch_size
-    rest = track(map(Path, paths), markup(description), len(paths), console=Console(stderr=True), disable=alone)
-    samples = (_sample(path, prepare, channels) for path in rest)
-    while batch := list(itertools.islice(samples, batch_size)):
-        yield batch
+    total = len(files) if isinstance(files, Sized) else total
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        _Speed(),
+        TimeRemainingColumn(compact=True),
+    )
+    alone = total is not None and total <= batch_size
+    sample = partial(_sample, prepare=prepare, channels=channels)
+    shared = sys.stdout is not None and sys.stdout.isatty()  # else what is printed would go to standard error
+    with Progress(*columns, console=Console(stderr=True), disable=alone, redirect_stdout=shared) as progress:
+        task = progress.add_task(markup(description), total=total)
+        samples = _read_ahead(sample, files, workers, 2 * batch_size) if workers else map(sample, files)
+        while batch := list(itertools.islice(samples, batch_size)):
+            yield batch
+            progress.advance(task, len(batch))
 
 
-def _sample(path: Path, prepare: Callable[[Image.Image], Any], channels: int) -> Sample:
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
+
+
+def _sample(file: ImageFile, prepare: Callable[[Image.Image], Any], channels: int) -> Sample:
     try:
-        return Sample(path, prepare(read_image(path, channels)))
+        return Sample(file, prepare(read_item(file, channels)))
     except ITEM_ERRORS as error:
-        return Sample(path, None, item_error(path, error))
+        return Sample(file, None, item_error(file, error))
+
+
+def _read_ahead(
+    sample: Callable[[ImageFile], Sample], files: Iterable[ImageFile], workers: int, most: int
+) -> Iterator[Sample]:
+    """Yield samples in order, of which up to ``most`` are read before they are asked for."""
+    pending: deque[Future[Sample]] = deque()
+    pool = ThreadPoolExecutor(workers)  # Pillow decodes and resizes without the interpreter's lock
+    try:
+        for file in files:
+            pending.append(pool.submit(sample, file))
+            if len(pending) > most:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,12 +1,19 @@
 """Finding image files, and reading every kind of image."""
 
 import contextlib
+import glob
+import io
+import lzma
 import os
+import re
 import stat
+import sys
+import tarfile
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +22,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 # Only these formats are ever opened, whatever a file is called: for others, such as EPS, Pillow starts other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+
+TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
 
 UNSTATED = 17  # stands for a file of 16-bit integers that does not say how many of the bits it uses
 _SYSTEM_NAMES = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")
@@ -36,7 +45,7 @@ def is_hidden(name: str) -> bool:
 
 
 def image_files(folder: str | Path) -> Iterator[Path]:
-    """Yield the files in ``folder`` and its subfolders that have the extension of an image.
+    """Yield the files in ``folder`` and its subfolders that have the extension of an image, sorted by their paths.
 
     Links to folders are followed, except for those that lead to a folder that contains them. Hidden and system files
     and folders (see :func:`is_hidden`) are skipped.
@@ -46,7 +55,7 @@ def image_files(folder: str | Path) -> Iterator[Path]:
         here = os.path.realpath(place)
         if here in above:
             return
-        for entry in os.scandir(place):
+        for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
             if is_hidden(entry.name):
                 continue
             if entry.is_dir():
@@ -58,7 +67,7 @@ def image_files(folder: str | Path) -> Iterator[Path]:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the files among ``paths``, and the sorted image files of the folders among them (:func:`image_files`).
+    """Return the files among ``paths``, and the image files of the folders among them (:func:`image_files`).
 
     Raises:
         FileNotFoundError: A file or folder does not exist.
@@ -69,13 +78,103 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
         if path.is_dir():
-            inside = sorted(image_files(path))
+            inside = list(image_files(path))
             if not inside:
                 raise ValueError(f"{path}: a folder without images ({', '.join(EXTENSIONS)})")
             found += inside
         else:
             found.append(path)
     return found
+
+
+class Packed(NamedTuple):
+    """An image file inside a tar file.
+
+    Attributes:
+        name: The path of the tar file, and behind a slash that of the image in it.
+        content: The image file's bytes.
+    """
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ImageFile = Path | Packed
+
+
+def stream_images(places: Iterable[str]) -> Iterator[ImageFile]:
+    """Yield image files one after another, however many there are.
+
+    Args:
+        places: Files; folders, whose image files are taken in the order of their paths; patterns such as ``'a/*.jpg'``,
+            with ``**`` for any folders; tar files, compressed or not, and so WebDataset shards, whose image files are
+            taken in their order; and ``-`` for a list of paths on standard input, one in a line.
+
+    Raises:
+        FileNotFoundError: A file or folder does not exist, other than those that standard input names.
+        ValueError: A folder or a tar file contains no image file, a pattern fits none, or a tar file is damaged.
+    """
+    for place in places:
+        path = Path(place)
+        if place == "-":
+            yield from (Path(line) for line in map(str.rstrip, sys.stdin) if line)
+        elif path.is_dir():
+            yield from _some(image_files(path), f"{place}: a folder without images ({', '.join(EXTENSIONS)})")
+        elif path.is_file() and TAR.search(place):
+            yield from _some(_packed(path), f"{place}: a tar file without images ({', '.join(EXTENSIONS)})")
+        elif not path.exists() and glob.has_magic(place):
+            found = sorted(Path(file) for file in glob.glob(place, recursive=True))
+            files = (file for file in found if file.is_file())
+            yield from _some(files, f"{place}: no file fits this pattern")
+        elif path.exists():
+            yield path
+        else:
+            raise FileNotFoundError(f"{place}: no such file or folder")
+
+
+def count_images(places: Iterable[str]) -> int | None:
+    """Return how many images :func:`stream_images` will yield; None if that is known only in the end."""
+    places = list(places)
+    if any(place == "-" or (TAR.search(place) and Path(place).is_file()) for place in places):
+        return None
+    return sum(1 for _ in stream_images(places))
+
+
+Item = TypeVar("Item")
+
+
+def _some(items: Iterable[Item], message: str) -> Iterator[Item]:
+    """Yield ``items``; raise ValueError where there is none."""
+    empty = True
+    for item in items:
+        empty = False
+        yield item
+    if empty:
+        raise ValueError(message)
+
+
+def _packed(file: Path) -> Iterator[Packed]:
+    try:
+        with tarfile.open(file, "r|*") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                hidden = any(is_hidden(part) for part in name.parts if part != ".")
+                if member.isfile() and not hidden and name.suffix.lower() in EXTENSIONS:
+                    content = archive.extractfile(member)
+                    assert content is not None  # it is a file
+                    yield Packed(f"{file}/{name}", content.read())
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{file}: a damaged tar file ({error})") from error
+
+
+def read_item(item: ImageFile, channels: int) -> Image.Image:
+    """Read what :func:`stream_images` yields, as :func:`read_image` does."""
+    if isinstance(item, Packed):
+        return decode_image(io.BytesIO(item.content), item.name, channels)
+    return read_image(item, channels)
 
 
 def read_image(path: str | Path, channels: int | None = 3, upright: bool = True) -> Image.Image:

@@ -11,7 +11,7 @@ from matplotlib.cbook import get_sample_data
 from timm.data import ImageNetInfo
 
 from iformer.common.batches import batches
-from iformer.common.images import find_images
+from iformer.common.images import ImageFile, find_images
 from iformer.common.provenance import provenance
 from iformer.deployment import detectors, engines, formats
 from iformer.models.saved import Model, resolve
@@ -76,7 +76,7 @@ def export(
     few = paths[
         :: -(-len(paths) // MOST_IMAGES[model.task])
     ]  # evenly spread over all of them, and so over the class folders
-    unreadable: dict[Path, str] = {}
+    unreadable: dict[ImageFile, str] = {}
     result = {
         **provenance(0),
         "model": reference,
@@ -131,7 +131,7 @@ def _sized(model: Model, reference: str, size: tuple[int, int] | None) -> Model:
     return replace(model, config={**model.config, "input_size": (3, *size), **whole})
 
 
-def _read(model: Model, paths: Sequence[Path], prepare: Any, unreadable: dict[Path, str]) -> list[Any]:
+def _read(model: Model, paths: Sequence[Path], prepare: Any, unreadable: dict[ImageFile, str]) -> list[Any]:
     """Return the prepared images, and record those that cannot be read.
 
     Raises:
@@ -145,9 +145,9 @@ def _read(model: Model, paths: Sequence[Path], prepare: Any, unreadable: dict[Pa
     return images
 
 
-def _top1(run: engines.Runner, model: Model, labelled: Labelled, unreadable: dict[Path, str]) -> float:
+def _top1(run: engines.Runner, model: Model, labelled: Labelled, unreadable: dict[ImageFile, str]) -> float:
     """Return the top-1 accuracy on those of the labelled images that can be read."""
-    labels = dict(labelled)
+    labels: dict[ImageFile, int] = dict(labelled)
     hits = total = 0
     paths = [path for path in labels if path not in unreadable]
     for batch in batches(paths, model.prepare, model.channels, 64, "Measuring the accuracy"):

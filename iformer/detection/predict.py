@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -34,10 +34,26 @@ class Predictor:
 
     doing = "Detecting"
     batch_size = 1
+    schema: ClassVar[dict[str, Any]] = {
+        "height": int,
+        "width": int,
+        "picture": str,
+        "objects": [
+            {
+                "name": str,
+                "score": float,
+                "category_id": int,
+                "bbox": [float],
+                "area": int,
+                "segmentation": {"size": [int], "counts": str},
+            }
+        ],
+    }
 
     def __init__(self, model: Model, options: Options) -> None:
         self.model, self.options, self.names = model, options, DistinctStems()
-        options.output.mkdir(parents=True, exist_ok=True)
+        if options.output is not None:
+            options.output.mkdir(parents=True, exist_ok=True)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Return the image's pixels, ``(3, H, W)`` of uint8."""
@@ -48,15 +64,19 @@ class Predictor:
         return [self._detected(path, image) for path, image in zip(paths, images, strict=True)]
 
     def _detected(self, path: Path, image: Tensor) -> dict[str, Any]:
-        picture = self.options.output / f"{self.names.name(path)}.jpg"
         height, width = image.shape[1:]
-        (found,) = self.model.network([image / 255], paste=False)
+        (found,) = self.model.network([image.to(self.model.device) / 255], paste=False)
+        found = {name: value.cpu() for name, value in found.items()}
         described = objects(found, (height, width), self.model.config)
+        size = {"height": height, "width": width, "objects": described}
+        if self.options.output is None:
+            return size
+        picture = self.options.output / f"{self.names.name(path)}.jpg"
         seen = found["scores"] >= self.options.threshold
         masks = (from_run_lengths(described[i]["segmentation"]) for i in seen.nonzero()[:, 0].tolist())
         names = [item["name"] for item, drawn in zip(described, seen.tolist(), strict=True) if drawn]
         draw(image, found["boxes"][seen], masks, found["labels"][seen], found["scores"][seen], names, picture)
-        return {"picture": str(picture), "height": height, "width": width, "objects": described}
+        return {"picture": str(picture), **size}
 
     def document(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the results in COCO's format: ``images``, ``annotations`` with scores, and ``categories``.
@@ -69,8 +89,8 @@ class Predictor:
             if "error" in result:
                 continue
             number = len(images) + 1
-            names = ("height", "width", "picture")
-            images.append({"id": number, "file_name": result["image"], **{name: result[name] for name in names}})
+            about: dict[str, Any] = {name: result[name] for name in ("height", "width", "picture") if name in result}
+            images.append({"id": number, "file_name": result["image"], **about})
             for item in result["objects"]:
                 place = {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0}
                 annotations.append({**place, **{name: value for name, value in item.items() if name != "name"}})
@@ -88,7 +108,8 @@ class Predictor:
             if entry["score"] >= self.options.threshold:
                 left, upper, width, height = entry["bbox"]
                 yield f"{entry['score']:7.2%}  {entry['name']}, {width:.0f}x{height:.0f} at {left:.0f}, {upper:.0f}"
-        yield f"picture: {result['picture']}"
+        if "picture" in result:
+            yield f"picture: {result['picture']}"
 
 
 def objects(found: dict[str, Tensor], size: tuple[int, int], config: dict[str, Any]) -> list[dict]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from iformer.common.batches import batches
+from iformer.common.images import ImageFile
 from iformer.models import locations, saved
 from iformer.models.saved import Model
 
@@ -82,7 +83,7 @@ class ImageFiles:
 
     paths: Sequence[Path]
     batch_size: int = 32
-    unreadable: dict[Path, str] = field(default_factory=dict)
+    unreadable: dict[ImageFile, str] = field(default_factory=dict)
     available: int = 0
 
     def __post_init__(self) -> None:

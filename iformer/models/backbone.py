@@ -46,7 +46,7 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
             raise
         raise OSError(
             f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); "
-            "give the path of a local copy for `pretrained`"
+            "give the path of a local copy as the weights"
         ) from error
 
 

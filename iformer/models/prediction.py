@@ -1,7 +1,8 @@
 """Prediction for image files with a model of any task."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,8 +12,13 @@ import torch
 from PIL import Image
 
 from iformer.common.batches import Sample, batches
+from iformer.common.images import ImageFile, stream_images
+from iformer.common.provenance import provenance
+from iformer.common.results import open_results
 from iformer.models.saved import Model
 from iformer_command.terminal import ITEM_ERRORS, item_error
+
+TYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,20 @@ class Options:
         top: The number of classes that a classifier names.
         batch_size: The number of images in a classifier's batch.
         threshold: The lowest score of the objects that are drawn and printed.
-        output: The folder for pictures of objects and label maps; it is created if it does not exist.
+        output: The folder for pictures of objects and label maps, which is created if it does not exist; None draws
+            none.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; or ``auto`` for an accelerator where there is one.
+        precision: ``fp32``, ``bf16`` or ``fp16``: what PyTorch computes matrix products and convolutions in.
+        workers: The number of threads that read images ahead of the network.
     """
 
     top: int = 5
     batch_size: int = 32
     threshold: float = 0.5
-    output: Path = Path("predictions")
+    output: Path | None = Path("predictions")
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int = 0
 
 
 class Predictor(Protocol):
@@ -38,8 +51,14 @@ class Predictor(Protocol):
     doing: str
     """The text beside the progress bar."""
 
+    options: Options
+    """The options that it was made with."""
+
     batch_size: int
     """The number of images in a batch."""
+
+    schema: dict[str, Any]
+    """What a result holds besides ``image`` and ``error``."""
 
     def __init__(self, model: Model, options: Options) -> None: ...
 
@@ -57,15 +76,40 @@ class Predictor(Protocol):
 
 
 def predictor(model: Model, options: Options | None = None) -> Predictor:
-    """Return the predictor of the model's task.
+    """Return the predictor of the model's task, with the network on the device that the options name.
 
     Raises:
         OSError: The output folder could not be created.
+        ValueError: There is no such device or precision.
     """
-    return import_module(f"iformer.{model.task}.predict").Predictor(model, options or Options())
+    options = options or Options()
+    if options.precision not in TYPES:
+        raise ValueError(f"precision is {options.precision}, expected one of {', '.join(TYPES)}")
+    model.network.to(find_device(options.device))
+    return import_module(f"iformer.{model.task}.predict").Predictor(model, options)
 
 
-def predictions(model: Model, predictor: Predictor, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def find_device(name: str) -> torch.device:
+    """Return the device of a name, see :class:`Options`.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    with contextlib.suppress(RuntimeError):  # of a name that is none
+        device = torch.device(name)
+        here = accelerator is not None and device.type == accelerator.type
+        if device.type == "cpu" or (here and (device.index or 0) < torch.accelerator.device_count()):
+            return device
+    there = ["auto", "cpu", *([accelerator.type] if accelerator else [])]
+    raise ValueError(f"device is {name}, expected {', '.join(there[:-1])} or {there[-1]}")
+
+
+def predictions(
+    model: Model, predictor: Predictor, files: Iterable[ImageFile], total: int | None = None
+) -> Iterator[dict[str, Any]]:
     """Predict the contents of image files, in the order in which they are given.
 
     The progress is shown on standard error where there is more than one batch.
@@ -73,17 +117,58 @@ def predictions(model: Model, predictor: Predictor, paths: Sequence[Path]) -> It
     Args:
         model: The model.
         predictor: The predictor that :func:`predictor` returned for the model.
-        paths: The image files.
+        files: The image files, see :func:`iformer.common.images.stream_images`; they are taken as they are needed.
+        total: The number of files, if it is known and ``files`` has no length.
 
     Yields:
         For each file ``{"image": path, ...}`` with the results of the task's predictor; or
         ``{"image": path, "error": message}`` if the file could not be read or the model does not accept the image.
     """
-    for batch in batches(paths, predictor.prepare, model.channels, predictor.batch_size, predictor.doing):
+    options = predictor.options
+    dtype, device = TYPES[options.precision], model.device.type
+    for batch in batches(
+        files, predictor.prepare, model.channels, predictor.batch_size, predictor.doing, total, options.workers
+    ):
         readable = [sample for sample in batch if not sample.error]
-        found = iter(_predicted(predictor, readable))
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            found = iter(_predicted(predictor, readable))
         for sample in batch:
             yield {"image": str(sample.path), **({"error": sample.error} if sample.error else next(found))}
+
+
+def write_predictions(
+    file: Path,
+    model: Model,
+    predictor: Predictor,
+    places: Sequence[str],
+    total: int | None = None,
+    resume: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Write predictions into a file while they are made, in memory that does not grow with their number.
+
+    Args:
+        file: The file of results, see :func:`iformer.common.results.open_results`.
+        model: The model.
+        predictor: The predictor that :func:`predictor` returned for the model.
+        places: Where the images are, see :func:`iformer.common.images.stream_images`.
+        total: The number of images, if it is known.
+        resume: Go on with the file of an earlier process: the images whose results it has are not read again.
+
+    Yields:
+        Each result, once it is written.
+
+    Raises:
+        ValueError: The file was written with other settings.
+        OSError: The file is there and is not to be resumed, or could not be written.
+    """
+    settings = {"model": model.name, "weights": model.weights, "top": predictor.options.top, "images": list(places)}
+    about = {"settings": settings, **provenance(0)}
+    with open_results(file, predictor.schema, about, resume) as results:
+        rest = itertools.islice(stream_images(places), results.count, None)
+        left = None if total is None else max(0, total - results.count)
+        for result in predictions(model, predictor, rest, left):
+            results.write(result)
+            yield result
 
 
 @torch.inference_mode()
@@ -91,9 +176,10 @@ def _predicted(predictor: Predictor, samples: Sequence[Sample]) -> list[dict[str
     """Return the results of samples; if a batch fails, its samples are predicted one at a time."""
     if len(samples) != 1:
         with contextlib.suppress(*ITEM_ERRORS):
-            return predictor.predict([sample.path for sample in samples], [sample.image for sample in samples])
+            paths = [Path(str(sample.path)) for sample in samples]
+            return predictor.predict(paths, [sample.image for sample in samples])
         return [result for sample in samples for result in _predicted(predictor, [sample])]
     try:
-        return predictor.predict([samples[0].path], [samples[0].image])
+        return predictor.predict([Path(str(samples[0].path))], [samples[0].image])
     except ITEM_ERRORS as error:
         return [{"error": item_error(samples[0].path, error)}]

@@ -99,6 +99,11 @@ class Model:
     weights: str
 
     @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return next((tensor.device for tensor in self.network.parameters()), torch.device("cpu"))
+
+    @property
     def channels(self) -> int:
         """The number of channels of the model's images: 3 for RGB, 1 for greyscale."""
         return self.config["input_size"][0] if "input_size" in self.config else 3

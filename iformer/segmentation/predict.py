@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,11 +35,13 @@ class Predictor:
 
     doing = "Segmenting"
     batch_size = 1
+    schema: ClassVar[dict[str, Any]] = {"classes": [{"name": str, "share": float}], "overlay": str, "labels": str}
 
     def __init__(self, model: Model, options: Options) -> None:
         self.model, self.options, self.names = model, options, DistinctStems()
         self.transform = EvaluationTransform(model.config.get("resize"), model.config["mean"], model.config["std"])
-        options.output.mkdir(parents=True, exist_ok=True)
+        if options.output is not None:
+            options.output.mkdir(parents=True, exist_ok=True)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Return the image's pixels, ``(H, W, 3)`` of uint8."""
@@ -53,13 +55,15 @@ class Predictor:
         name, config = self.names.name(path), self.model.config
         pixels, _ = self.transform(tv_tensors.Image(torch.from_numpy(image.transpose(2, 0, 1).copy())))
         logits = inference.logits(
-            self.model.network, pixels[None], config.get("window"), config.get("flip_test", False)
+            self.model.network, pixels[None].to(self.model.device), config.get("window"), config.get("flip_test", False)
         )
-        labels = inference.labels(logits, image.shape[:2])[0].numpy().astype(np.uint8)
-        files = {"overlay": f"{name}_overlay.png", "labels": f"{name}_labels.png"}
-        written = {kind: self.options.output / file for kind, file in files.items()}
-        pictures.draw_overlay(image, labels, config, written["overlay"])
-        write_labels(labels, config["palette"], written["labels"])
+        labels = inference.labels(logits, image.shape[:2])[0].cpu().numpy().astype(np.uint8)
+        written = {}
+        if self.options.output is not None:
+            files = {"overlay": f"{name}_overlay.png", "labels": f"{name}_labels.png"}
+            written = {kind: self.options.output / file for kind, file in files.items()}
+            pictures.draw_overlay(image, labels, config, written["overlay"])
+            write_labels(labels, config["palette"], written["labels"])
         return {
             **{kind: str(file) for kind, file in written.items()},
             "classes": _shares(labels, self.model.class_names),
@@ -74,7 +78,8 @@ class Predictor:
         for entry in result["classes"][: self.options.top]:
             yield f"{entry['share']:7.2%}  {entry['name']}"
         for kind in ("overlay", "labels"):
-            yield f"{kind}: {result[kind]}"
+            if kind in result:
+                yield f"{kind}: {result[kind]}"
 
 
 def write_labels(labels: np.ndarray, palette: Sequence[Sequence[int]], file: Path) -> None:

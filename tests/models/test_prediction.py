@@ -1,0 +1,188 @@
+"""``iformer predict`` on many images: where they come from, where results go, and what a kill costs."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from iformer.common.images import stream_images
+from iformer.models import saved
+from iformer.models.prediction import Options, find_device, predictions, predictor
+from tests.conftest import Command
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    model = timm.create_model("iformer_nano", num_classes=3)
+    model.head.fc.weight.data.mul_(3)
+    saved.save(model, tmp_path / "run", ["x", "y", "z"])
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Twelve images at two levels, and one that is none."""
+    random = np.random.default_rng(0)
+    for number in range(12):
+        file = tmp_path / "images" / ("ab"[number % 2]) / f"{number:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(file)
+    (tmp_path / "images" / "b" / "bad.jpg").write_bytes(b"no image")
+    return tmp_path / "images"
+
+
+def names(out: str) -> list[str]:
+    return [Path(result["image"]).name for result in json.loads(out)]
+
+
+def test_places_that_images_come_from(
+    iformer: Command, trained: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "shard.tar.gz", "w:gz") as archive:
+        for file in sorted(images.rglob("*.png")):
+            archive.add(file, file.relative_to(images))
+        archive.addfile(tarfile.TarInfo("notes.txt"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{images / 'a/00.png'}\n\n{images / 'nowhere.png'}\n"))
+    model = ("--model", trained, "--json")
+    even, odd = ([f"{number:02}.png" for number in range(start, 12, 2)] for start in (0, 1))
+    assert names(iformer("predict", images / "a", *model)[1]) == even
+    assert names(iformer("predict", images / "*" / "0[0-3].png", *model)[1]) == ["00.png", "02.png", "01.png", "03.png"]
+    assert names(iformer("predict", tmp_path / "shard.tar.gz", *model)[1]) == even + odd
+    status, out, err = iformer("predict", "-", *model)
+    assert (status, names(out)) == (0, ["00.png", "nowhere.png"])
+    assert "nowhere.png: no such file" in err
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("*.tiff", "*.tiff: no file fits this pattern"),
+        ("empty.tar", "empty.tar: a tar file without images"),
+        ("damaged.tar", "damaged.tar: a damaged tar file"),
+        ("nowhere.png", "nowhere.png: no such file or folder"),
+    ],
+)
+def test_places_without_images(place: str, told: str, iformer: Command, trained: Path, tmp_path: Path) -> None:
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    (tmp_path / "damaged.tar").write_bytes(b"not a tar file" * 100)
+    status, out, err = iformer("predict", tmp_path / place, "--model", trained)
+    assert (status, out) == (2, "")
+    assert told in err.splitlines()[-1]
+
+
+def test_threads_and_batches_change_nothing(trained: Path, images: Path) -> None:
+    model = saved.resolve(trained)
+    found = []
+    for workers, batch_size in ((0, 1), (3, 5), (2, 32)):
+        made = predictor(model, Options(workers=workers, batch_size=batch_size, top=3))
+        found.append(list(predictions(model, made, stream_images([str(images)]))))
+    assert [result["image"] for result in found[1]] == [result["image"] for result in found[0]]
+    for one, other in zip(found[0], found[1], strict=True):
+        assert one.get("error") == other.get("error")
+        for a, b in zip(one.get("classes", []), other.get("classes", []), strict=True):
+            assert (a["name"], a["probability"]) == (b["name"], pytest.approx(b["probability"], abs=2e-4))
+    assert [len(results) for results in found] == [13] * 3
+
+
+def test_names_and_weights_are_enough(iformer: Command, images: Path, tmp_path: Path) -> None:
+    torch.save(timm.create_model("iformer_nano").state_dict(), tmp_path / "mine.pth")
+    image = images / "a" / "00.png"
+    status, out, _ = iformer("predict", image, "--model", "iformer_nano", "--weights", tmp_path / "mine.pth", "--json")
+    assert status == 0
+    assert {entry["name"] for entry in json.loads(out)[0]["classes"]} <= {f"class {i}" for i in range(10)}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_results_of_a_killed_run_are_completed(
+    suffix: str, iformer: Command, trained: Path, images: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
+    status, out, err = iformer("predict", images, "--model", trained, "--output", whole)
+    assert status == 0
+    assert "13 images, 1 of them unreadable" in out
+    assert err.count("bad.jpg: not an image") == 1
+    script = (
+        "import os, sys; from iformer.models import prediction; from iformer_command import cli\n"
+        "predictions = prediction.predictions\n"
+        "def killed(*arguments):\n"
+        "    for number, result in enumerate(predictions(*arguments)):\n"
+        "        if number == 7: os._exit(9)\n"
+        "        yield result\n"
+        "prediction.predictions = killed; cli.main()"
+    )
+    arguments = ["predict", str(images), "--model", str(trained), "--output", str(killed)]
+    assert subprocess.run([sys.executable, "-c", script, *arguments], check=False, capture_output=True).returncode == 9
+    status, out, _ = iformer(*arguments, "--resume")
+    assert status == 0
+    assert whole.read_bytes() == killed.read_bytes()
+    status, _, err = iformer(*arguments, "--resume", "--top", 2)
+    assert status == 2
+    assert "was written with top 5, and cannot be resumed with 2" in err
+
+
+def test_ctrl_c_keeps_the_results(trained: Path, images: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list"
+    listed.write_text("\n".join(map(str, sorted(images.rglob("*.png")))) + "\n")
+    file = tmp_path / "results.jsonl"
+    command = [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+               "from iformer_command import cli; cli.main()"]  # fmt: skip
+    arguments = ["predict", "-", "--model", str(trained), "--output", str(file), "--batch-size", "1"]
+    with subprocess.Popen([*command, *arguments], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(listed.read_bytes())
+        process.stdin.flush()
+        time.sleep(12)  # it has predicted them and waits for more
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert 0 < len(file.read_text().splitlines()) <= 12
+
+
+def test_results_go_where_the_name_says(iformer: Command, trained: Path, images: Path) -> None:
+    status, _, err = iformer("predict", images, "--model", trained, "--resume")
+    assert status == 2
+    assert "--resume needs an --output that ends in .jsonl, .csv or .parquet" in err
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_names_the_same(precision: str, trained: Path, images: Path) -> None:
+    model = saved.resolve(trained)
+    probabilities: list[list[float]] = []
+    for name in ("fp32", precision):
+        made = predictor(model, Options(precision=name, top=3))
+        results = predictions(model, made, sorted((images / "a").glob("*.png")))
+        probabilities.append([result["classes"][0]["probability"] for result in results])
+    assert probabilities[0] == pytest.approx(probabilities[1], abs=0.03)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "gpu"])
+def test_devices_that_are_not_here(device: str) -> None:
+    with pytest.raises(ValueError, match=f"^device is {device}, expected auto"):
+        find_device(device)
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert [find_device(name) for name in ("auto", "cuda:1")] == [torch.device("cuda"), torch.device("cuda", 1)]
+    with pytest.raises(ValueError, match="device is cuda:2, expected auto, cpu or cuda"):
+        find_device("cuda:2")
+
+
+def test_options_are_checked() -> None:
+    model: Any = saved.of_classifier(timm.create_model("iformer_nano", num_classes=2))
+    with pytest.raises(ValueError, match="precision is int4, expected one of fp32, bf16, fp16"):
+        predictor(model, Options(precision="int4"))
