@@ -194,11 +194,15 @@ def predict(
     output: Annotated[
         Path,
         typer.Option(
-            metavar="FOLDER|FILE", help="Folder for pictures; or .jsonl, .csv or .parquet, written as results come."
+            metavar="FOLDER|FILE",
+            help="Folder for pictures, or a file of results: .jsonl, .csv, .parquet, .npy.",
         ),
     ] = Path("predictions"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the results in --output.")] = False,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score of objects to draw and print.")] = 0.5,
+    features: Annotated[
+        str, typer.Option(metavar="pooled|map", help="A classifier's features instead of classes.")
+    ] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps; auto: whatever is fastest.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, of a classifier.")] = 32,
@@ -218,10 +222,10 @@ def predict(
 
     into_file = output.suffix in SUFFIXES
     if resume and not into_file:
-        raise typer.BadParameter("--resume needs an --output that ends in .jsonl, .csv or .parquet.")
+        raise typer.BadParameter("--resume needs an --output that ends in .jsonl, .csv, .parquet or .npy.")
     total = count_images(images)
     resolved = resolve(checkpoint or model, weights)
-    options = Options(top, batch_size, threshold, None if into_file else output, device, precision, workers)
+    options = Options(top, batch_size, threshold, None if into_file else output, device, precision, workers, features)
     found = predictor(resolved, options)
     tally = _Tally(images)
     if into_file:

@@ -3,15 +3,18 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import numpy as np
+
 from iformer.common.files import write_json, written
 from iformer.common.pages import csv_cell
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".csv", ".parquet", ".npy")
 """The endings of files of results."""
 
 PART = 4096  # rows of a part of a Parquet file: what a kill may cost
@@ -41,11 +44,13 @@ class Results(Protocol):
 def open_results(file: Path, schema: Schema, about: Mapping[str, Any], resume: bool = False) -> Iterator[Results]:
     """Open a file to write results into.
 
-    Beside it stands ``NAME.about.json`` with what ``about`` says: where the results come from. In JSON lines, each line
-    is a result. In CSV, lists are in JSON. A Parquet file appears when it is complete; its parts are kept until then.
+    ``NAME.about.json`` beside it says where the results come from. In JSON lines, each line is a result. In CSV, lists
+    are in JSON. A Parquet file appears when it is complete; its parts are kept until then. NumPy's format is for
+    ``features`` of one length: a row for each image, of NaN where it could not be read; ``NAME.txt`` names the images,
+    one in a line.
 
     Args:
-        file: The file, which ends in ``.jsonl``, ``.csv`` or ``.parquet``.
+        file: The file, which ends in ``.jsonl``, ``.csv``, ``.parquet`` or ``.npy``.
         schema: The columns.
         about: Facts about the results; those under ``settings`` must be the same to resume.
         resume: Go on with the file of an earlier process.
@@ -68,8 +73,12 @@ def open_results(file: Path, schema: Schema, about: Mapping[str, Any], resume: b
             now = about["settings"][name]
             raise ValueError(f"{file}: was written with {name} {before.get(name)}, and cannot be resumed with {now}")
     write_json(sidecar, about)
-    if file.suffix == ".parquet":
-        results: Any = _Parquet(file, parts, schema)
+    if file.suffix == ".npy" and list(schema) != ["features"]:
+        raise ValueError(f"{file}: holds pooled features only, expected another format")
+    if file.suffix == ".npy":
+        results: Any = _Rows(file)
+    elif file.suffix == ".parquet":
+        results = _Parquet(file, parts, schema)
     else:
         results = _Lines(file, schema)
     try:
@@ -142,6 +151,66 @@ def _complete_rows(opened: IO[bytes], quoted: bool) -> tuple[int, int]:
         if line.endswith(b"\n") and quotes % 2 == 0:
             rows, end = rows + 1, place
     return rows, end
+
+
+class _Rows:
+    """A NumPy file of float32 rows, whose header is written anew at the end, and the names of the images."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.index = file, file.with_name(f"{file.name}.txt")
+        self.count = self.width = 0
+        self.unread: list[str] = []  # images before the first with features, whose number is not known yet
+        for each in (self.file, self.index):
+            each.touch()
+        self.rows, self.names = open(self.file, "r+b"), open(self.index, "r+b")  # noqa: SIM115  (closed by close)
+        if self.file.stat().st_size:
+            np.lib.format.read_magic(self.rows)
+            (_, self.width), _, _ = np.lib.format.read_array_header_1_0(self.rows)
+        start, size = self.rows.tell(), self.file.stat().st_size
+        written_rows = (size - start) // (4 * self.width) if self.width else 0
+        end = 0
+        for line in self.names if self.width else ():
+            if not line.endswith(b"\n") or self.count == written_rows:
+                break
+            end, self.count = end + len(line), self.count + 1
+        self.names.seek(end)
+        self.names.truncate()
+        self.rows.seek(start + 4 * self.width * self.count)
+        self.rows.truncate()
+
+    def write(self, result: Mapping[str, Any]) -> None:
+        try:
+            if "features" in result and not self.width:
+                self.width = len(result["features"])
+                self._header(0)
+                for name in self.unread:
+                    self._row(name, [math.nan] * self.width)
+            if self.width:
+                self._row(result["image"], result.get("features", [math.nan] * self.width))
+            else:
+                self.unread.append(result["image"])
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.file)) from error
+        self.count += 1
+
+    def _row(self, name: str, features: list[float]) -> None:
+        self.rows.write(np.array(features, "<f4").tobytes())
+        self.names.write(name.encode("utf-8", "backslashreplace").replace(b"\n", b"\\n") + b"\n")
+
+    def _header(self, count: int) -> None:
+        # NumPy leaves room for the number of rows to grow, so that the header's length stays the same.
+        about = {"descr": "<f4", "fortran_order": False, "shape": (count, self.width)}
+        np.lib.format.write_array_header_1_0(self.rows, about)
+
+    def close(self, complete: bool) -> None:
+        try:
+            if self.width:
+                self.rows.seek(0)
+                self._header(self.count)
+            self.rows.close()
+            self.names.close()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.file)) from error
 
 
 class _Parquet:

@@ -34,6 +34,7 @@ class Options:
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; or ``auto`` for an accelerator where there is one.
         precision: ``fp32``, ``bf16`` or ``fp16``: what PyTorch computes matrix products and convolutions in.
         workers: The number of threads that read images ahead of the network.
+        features: ``pooled`` or ``map`` for a classifier's features instead of classes.
     """
 
     top: int = 5
@@ -43,6 +44,7 @@ class Options:
     device: str = "auto"
     precision: str = "fp32"
     workers: int = 0
+    features: str = ""
 
 
 class Predictor(Protocol):
@@ -86,7 +88,8 @@ def predictor(model: Model, options: Options | None = None) -> Predictor:
     if options.precision not in TYPES:
         raise ValueError(f"precision is {options.precision}, expected one of {', '.join(TYPES)}")
     model.network.to(find_device(options.device))
-    return import_module(f"iformer.{model.task}.predict").Predictor(model, options)
+    module = "iformer.models.features" if options.features else f"iformer.{model.task}.predict"
+    return import_module(module).Predictor(model, options)
 
 
 def find_device(name: str) -> torch.device:
@@ -161,7 +164,8 @@ def write_predictions(
         ValueError: The file was written with other settings.
         OSError: The file is there and is not to be resumed, or could not be written.
     """
-    settings = {"model": model.name, "weights": model.weights, "top": predictor.options.top, "images": list(places)}
+    asked = {"top": predictor.options.top, "features": predictor.options.features}
+    settings = {"model": model.name, "weights": model.weights, **asked, "images": list(places)}
     about = {"settings": settings, **provenance(0)}
     with open_results(file, predictor.schema, about, resume) as results:
         rest = itertools.islice(stream_images(places), results.count, None)

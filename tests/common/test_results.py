@@ -15,6 +15,7 @@ from iformer.common import results
 from iformer.common.results import open_results
 
 SCHEMA: dict[str, Any] = {"classes": [{"name": str, "probability": float}], "height": int}
+FORMATS = (".jsonl", ".csv", ".parquet")
 ABOUT = {"settings": {"model": "a"}}
 
 
@@ -30,7 +31,7 @@ def write(file: Path, count: int, resume: bool = False, about: dict[str, Any] = 
             opened.write(result(number))
 
 
-@pytest.mark.parametrize("suffix", results.SUFFIXES)
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_they_hold_what_was_written(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "PART", 4)
     file = tmp_path / f"results{suffix}"
@@ -67,7 +68,7 @@ with results.open_results(Path(sys.argv[1]), SCHEMA, ABOUT) as opened:
 """
 
 
-@pytest.mark.parametrize("suffix", results.SUFFIXES)
+@pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("killed_at", [0, 3, 998])
 def test_a_killed_file_ends_as_one_that_was_not(
     suffix: str, killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,13 +100,13 @@ def test_results_are_not_mixed(tmp_path: Path) -> None:
         write(file, 3)
     with pytest.raises(ValueError, match=r"a\.jsonl: was written with model a, and cannot be resumed with b"):
         write(file, 3, resume=True, about={"settings": {"model": "b"}})
-    with pytest.raises(ValueError, match=r"a\.txt: expected a name that ends in \.jsonl, \.csv, \.parquet"):
+    with pytest.raises(ValueError, match=r"a\.txt: expected a name that ends in \.jsonl, \.csv, \.parquet, \.npy"):
         write(tmp_path / "a.txt", 3)
     write(file, 3, resume=True)  # complete: nothing is added
     assert len(file.read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("suffix", results.SUFFIXES)
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_a_full_disk_is_named(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "PART", 1000)
     file = tmp_path / f"results{suffix}"
@@ -122,7 +123,7 @@ def test_a_full_disk_is_named(suffix: str, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
-    for suffix in results.SUFFIXES:
+    for suffix in FORMATS:
         with open_results(tmp_path / f"r{suffix}", SCHEMA, ABOUT) as opened:
             opened.write({"image": "caf\udce9.png", "classes": []})
     assert json.loads((tmp_path / "r.jsonl").read_text())["image"] == "caf\udce9.png"

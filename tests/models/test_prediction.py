@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
 from PIL import Image
 
 from iformer.common.images import stream_images
-from iformer.models import saved
+from iformer.models import prediction, saved
 from iformer.models.prediction import Options, find_device, predictions, predictor
 from tests.conftest import Command
 
@@ -153,7 +154,55 @@ def test_ctrl_c_keeps_the_results(trained: Path, images: Path, tmp_path: Path) -
 def test_results_go_where_the_name_says(iformer: Command, trained: Path, images: Path) -> None:
     status, _, err = iformer("predict", images, "--model", trained, "--resume")
     assert status == 2
-    assert "--resume needs an --output that ends in .jsonl, .csv or .parquet" in err
+    assert "--resume needs an --output that ends in .jsonl, .csv, .parquet or .npy" in err
+
+
+@pytest.mark.parametrize("killed_at", [None, 0, 5])
+def test_features_as_rows(
+    killed_at: int | None,
+    iformer: Command,
+    trained: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (images / "a" / "0.jpg").write_bytes(b"no image either")  # the first of all
+    model, file = saved.resolve(trained), tmp_path / "features.npy"
+    arguments = ("predict", images, "--model", trained, "--features", "pooled", "--output", file, "--batch-size", 1)
+    if killed_at is not None:
+
+        def killed(*given: Any) -> Any:
+            for number, result in enumerate(predictions(*given)):
+                if number == killed_at:
+                    raise MemoryError
+                yield result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prediction, "predictions", killed)
+            assert iformer(*arguments)[0] == 2
+    assert iformer(*arguments, *(["--resume"] if killed_at is not None else []))[0] == 0
+    rows, names = np.load(file), (tmp_path / "features.npy.txt").read_text().splitlines()
+    assert [Path(name) for name in names] == list(stream_images([str(images)]))
+    assert (rows.dtype, rows.shape) == (np.float32, (14, model.network.num_features))
+    assert [i for i, row in enumerate(rows) if np.isnan(row).any()] == [0, 13]
+    pixels = torch.stack([model.prepare(Image.open(name)) for name in names[1:13]])
+    with torch.inference_mode():
+        expected = model.network.forward_head(model.network.forward_features(pixels), pre_logits=True)
+    np.testing.assert_allclose(rows[1:13], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_features_as_lists(iformer: Command, trained: Path, images: Path, tmp_path: Path) -> None:
+    image = images / "a" / "00.png"
+    for kind in ("pooled", "map"):
+        file = tmp_path / f"{kind}.parquet"
+        assert iformer("predict", image, "--model", trained, "--features", kind, "--output", file)[0] == 0
+        (row,) = pq.read_table(file).to_pylist()
+        assert len(row["features"]) == np.prod(row.get("shape", [saved.resolve(trained).network.num_features]))
+    status, _, err = iformer("predict", image, "--model", trained, "--features", "map", "--output", tmp_path / "a.npy")
+    assert (status, "holds pooled features only" in err) == (2, True)
+    status, _, err = iformer("predict", image, "--model", trained, "--features", "some")
+    assert (status, "features is 'some', expected pooled or map" in err) == (2, True)
+    assert "features: " in iformer("predict", image, "--model", trained, "--features", "pooled")[1]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
