@@ -234,7 +234,7 @@ def predict(
         if as_json:
             print(json.dumps({"file": str(output), "images": tally.images, "unreadable": tally.unreadable}))
         else:
-            say(f"{output}: {tally.images:,} images, {tally.unreadable:,} of them unreadable")
+            say(f"{output}: {tally.images:,}{' more' * resume} images, {tally.unreadable:,} of them unreadable")
     else:
         results = tally.of(predictions(resolved, found, stream_images(images), total))
         if as_json:

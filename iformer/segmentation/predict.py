@@ -57,7 +57,7 @@ class Predictor:
         logits = inference.logits(
             self.model.network, pixels[None].to(self.model.device), config.get("window"), config.get("flip_test", False)
         )
-        labels = inference.labels(logits, image.shape[:2])[0].cpu().numpy().astype(np.uint8)
+        labels = inference.labels(logits.float(), image.shape[:2])[0].cpu().numpy().astype(np.uint8)
         written = {}
         if self.options.output is not None:
             files = {"overlay": f"{name}_overlay.png", "labels": f"{name}_labels.png"}
