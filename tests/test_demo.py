@@ -15,6 +15,8 @@ from PIL import Image
 from iformer import demo
 from tests.conftest import Command
 
+PICTURE = str(Path(__file__).parents[1] / "docs/results/cifar10/curve.png")
+
 
 @pytest.fixture
 def trained(small_fashion_mnist: Path, tmp_path: Path) -> Path:
@@ -100,7 +102,8 @@ def test_full_disk_is_told_before_training(small_fashion_mnist: Path, tmp_path: 
     [
         (["nonsense"], "nonsense"),
         (["predict"], "IMAGE"),
-        (["predict", "a.png", "--checkpoint", "missing-folder"], "missing-folder"),
+        (["predict", "a.png", "--checkpoint", "missing-folder"], "a.png"),
+        (["predict", PICTURE, "--checkpoint", "missing-folder"], "missing-folder"),
         (["demo", "--epochs", "0"], "--epochs"),
         (["demo", "--output", "/proc/none"], "/proc/none"),
         (["convert", "missing.pth", "out.safetensors"], "missing.pth"),
