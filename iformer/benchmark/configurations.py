@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
-from iformer.deployment.formats import TYPES, prepare, quiet, to_openvino, write_onnx
+from iformer.deployment.formats import prepare, quiet, to_openvino, write_onnx
 from iformer.deployment.quantize import quantize_openvino
 from iformer.models.backbone import create
 from iformer.models.locations import HUB
+from iformer.models.prediction import TYPES
 from iformer.models.saved import resolve
 
 ENGINES = {
@@ -26,8 +27,6 @@ ENGINES = {
     "openvino": ("fp32", "bf16", "fp16", "int8"),
 }
 """The engines, each with the precisions that it offers."""
-
-FREEZING = {"freezing": True}
 
 CALIBRATION = 8
 """The least number of random images to calibrate int8 on, which is enough to measure speed."""
@@ -161,7 +160,8 @@ def _torch(configuration: Configuration, model: nn.Module, images: Tensor) -> Ca
         call = call.to(memory_format=torch.channels_last)
     if configuration.engine == "compile":
         # Freezing packs the weights for the processor once. CUDA graphs launch all kernels at once.
-        how: dict[str, Any] = {"mode": "reduce-overhead"} if configuration.device == "cuda" else {"options": FREEZING}
+        on_gpu = configuration.device == "cuda"
+        how: dict[str, Any] = {"mode": "reduce-overhead"} if on_gpu else {"options": {"freezing": True}}
         call = torch.compile(call, **how)
 
     def run() -> object:

@@ -24,7 +24,7 @@ from iformer.benchmark import configurations
 from iformer.benchmark.configurations import Configuration
 from iformer.benchmark.process import MeasuredProcess
 from iformer.common.provenance import provenance
-from iformer.deployment.formats import TYPES
+from iformer.models.prediction import TYPES
 
 TIMED = 3
 """The number of timed inferences of each configuration in a round, after one that is not timed."""

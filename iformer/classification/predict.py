@@ -26,8 +26,6 @@ class Predictor:
 
     def predict(self, paths: Sequence[Path], images: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
         """Return the most probable classes of prepared images ``(C, H, W)``."""
-        if not images:
-            return []
         pixels = torch.stack(list(images)).to(self.model.device, memory_format=torch.channels_last)
         best = self.model.network(pixels).float().softmax(-1).topk(self.top)
         return [

@@ -83,6 +83,15 @@ def write_json(file: Path, document: Any) -> None:
     write_text(file, json.dumps(document, indent=2) + "\n")
 
 
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Name ``file`` in the errors of the operating system about what is done here, such as a full disk's."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
 def _remove_leftovers(folder: Path) -> None:
     """Remove the temporary folders of processes that have ended.
 

@@ -120,7 +120,8 @@ def stream_images(places: Iterable[str]) -> Iterator[ImageFile]:
     for place in places:
         path = Path(place)
         if place == "-":
-            yield from (Path(line) for line in map(str.rstrip, sys.stdin) if line)
+            lines = (line.rstrip("\r\n") for line in sys.stdin)  # a name may end in a space
+            yield from (Path(line) for line in lines if line)
         elif path.is_dir():
             yield from _some(image_files(path), f"{place}: a folder without images ({', '.join(EXTENSIONS)})")
         elif path.is_file() and TAR.search(place):

@@ -11,7 +11,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from iformer.common.files import write_json, written
+from iformer.common.files import naming, write_json, written
 from iformer.common.pages import csv_cell
 
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".npy")
@@ -72,9 +72,9 @@ def open_results(file: Path, schema: Schema, about: Mapping[str, Any], resume: b
             name = changed[0]
             now = about["settings"][name]
             raise ValueError(f"{file}: was written with {name} {before.get(name)}, and cannot be resumed with {now}")
-    write_json(sidecar, about)
     if file.suffix == ".npy" and list(schema) != ["features"]:
         raise ValueError(f"{file}: holds pooled features only, expected another format")
+    write_json(sidecar, about)
     if file.suffix == ".npy":
         results: Any = _Rows(file)
     elif file.suffix == ".parquet":
@@ -94,14 +94,12 @@ class _Lines:
 
     def __init__(self, file: Path, schema: Schema) -> None:
         self.file, self.schema, self.is_csv = file, schema, file.suffix == ".csv"
-        try:
+        with naming(file):
             with open(file, "a+b") as opened:
                 opened.seek(0)
                 rows, end = _complete_rows(opened, self.is_csv)
                 opened.truncate(end)
             self.opened = open(file, "ab")  # noqa: SIM115  (closed by close)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(file)) from error
         self.count = max(0, rows - self.is_csv)
         if self.is_csv and not rows:
             self.opened.write(_csv_row(["image", "error", *_csv_values(schema, {}, names=True)]))
@@ -112,17 +110,13 @@ class _Lines:
             row = _csv_row(values)
         else:
             row = json.dumps(result).encode() + b"\n"
-        try:
+        with naming(self.file):
             self.opened.write(row)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.file)) from error
         self.count += 1
 
     def close(self, complete: bool) -> None:
-        try:
+        with naming(self.file):
             self.opened.close()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.file)) from error
 
 
 def _csv_values(schema: Schema, result: Mapping[str, Any], names: bool = False) -> Iterator[Any]:
@@ -179,7 +173,7 @@ class _Rows:
         self.rows.truncate()
 
     def write(self, result: Mapping[str, Any]) -> None:
-        try:
+        with naming(self.file):
             if "features" in result and not self.width:
                 self.width = len(result["features"])
                 self._header(0)
@@ -189,8 +183,6 @@ class _Rows:
                 self._row(result["image"], result.get("features", [math.nan] * self.width))
             else:
                 self.unread.append(result["image"])
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.file)) from error
         self.count += 1
 
     def _row(self, name: str, features: list[float]) -> None:
@@ -203,14 +195,12 @@ class _Rows:
         np.lib.format.write_array_header_1_0(self.rows, about)
 
     def close(self, complete: bool) -> None:
-        try:
+        with naming(self.file):
             if self.width:
                 self.rows.seek(0)
                 self._header(self.count)
             self.rows.close()
             self.names.close()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.file)) from error
 
 
 class _Parquet:

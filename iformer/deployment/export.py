@@ -73,9 +73,8 @@ def export(
     if labelled and model.task != "classification":
         raise ValueError(f"labelled: {reference} is not a classifier; leave --labelled out")
     file = output or Path(Path(reference).resolve().name + engines.FORMATS[kind])  # "." has no name of its own
-    few = paths[
-        :: -(-len(paths) // MOST_IMAGES[model.task])
-    ]  # evenly spread over all of them, and so over the class folders
+    every = -(-len(paths) // MOST_IMAGES[model.task])
+    few = paths[::every]  # evenly spread over all of them, and so over the class folders
     unreadable: dict[ImageFile, str] = {}
     result = {
         **provenance(0),

@@ -29,12 +29,12 @@ from iformer.deployment.channels_first import channels_first
 from iformer.deployment.fuse import fuse
 from iformer.deployment.quantize import quantize_onnx, quantize_openvino
 from iformer.models.inception_transformer import InceptionStage
+from iformer.models.prediction import TYPES
 from iformer.models.saved import Model
 
 Metadata = dict[str, str]
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCE = 1e-3
 """The largest difference allowed between float32 logits of an engine and eager's, relative to the largest logit."""
 

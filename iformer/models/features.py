@@ -36,8 +36,6 @@ class Predictor:
 
     def predict(self, paths: Sequence[Path], images: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
         """Return the features of prepared images ``(C, H, W)``."""
-        if not images:
-            return []
         network = self.model.network
         pixels = torch.stack(list(images)).to(self.model.device, memory_format=torch.channels_last)
         found = network.forward_features(pixels)

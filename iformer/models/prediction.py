@@ -19,6 +19,7 @@ from iformer.models.saved import Model
 from iformer_command.terminal import ITEM_ERRORS, item_error
 
 TYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The precisions in which PyTorch computes."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,9 @@ def write_predictions(
 @torch.inference_mode()
 def _predicted(predictor: Predictor, samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """Return the results of samples; if a batch fails, its samples are predicted one at a time."""
-    if len(samples) != 1:
+    if not samples:
+        return []
+    if len(samples) > 1:
         with contextlib.suppress(*ITEM_ERRORS):
             paths = [Path(str(sample.path)) for sample in samples]
             return predictor.predict(paths, [sample.image for sample in samples])

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
-from iformer.common.files import write_text, written
+from iformer.common.files import naming, write_text, written
 
 LOCK = "run.lock"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk or a quota is full, or a file exceeds the system's limit
@@ -115,11 +115,8 @@ class MetricsLog(Logger):
         if self.rows == 0 or not row.keys() <= set(self.columns):
             self._write([*(self._read() if self.rows else []), row])
             return
-        try:
-            with open(self.file, "a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self.columns).writerow(row)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.file)) from error
+        with naming(self.file), open(self.file, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
         self.rows += 1
 
     @rank_zero_only
