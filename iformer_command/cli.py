@@ -213,23 +213,30 @@ def predict(
 
     Segmenters and detectors draw it too, into --output. --json is in COCO's format for a detector.
 
-    Unreadable files are reported and passed over.
+    Unreadable files are reported and passed over. Under torchrun each process has its part of the images and its file.
     """
     from iformer.common.images import count_images, stream_images
     from iformer.common.results import SUFFIXES
-    from iformer.models.prediction import Options, predictions, predictor, write_predictions
+    from iformer.models.prediction import Options, part_of_process, predictions, predictor, write_predictions
     from iformer.models.saved import resolve
 
     into_file = output.suffix in SUFFIXES
     if resume and not into_file:
         raise typer.BadParameter("--resume needs an --output that ends in .jsonl, .csv, .parquet or .npy.")
-    total = count_images(images)
+    part = rank, processes = part_of_process()
+    if processes > 1 and not into_file:
+        raise typer.BadParameter("several processes need an --output that ends in .jsonl, .csv, .parquet or .npy.")
+    if processes > 1 and "-" in images:
+        raise typer.BadParameter("several processes cannot share standard input; name files, folders or patterns.")
+    total = count_images(images, part)
     resolved = resolve(checkpoint or model, weights)
     options = Options(top, batch_size, threshold, None if into_file else output, device, precision, workers, features)
     found = predictor(resolved, options)
     tally = _Tally(images)
     if into_file:
-        for _ in tally.of(write_predictions(output, resolved, found, images, total, resume)):
+        if processes > 1:
+            output = output.with_stem(f"{output.stem}-{rank:05}-of-{processes:05}")
+        for _ in tally.of(write_predictions(output, resolved, found, images, total, resume, part)):
             pass
         if as_json:
             print(json.dumps({"file": str(output), "images": tally.images, "unreadable": tally.unreadable}))
