@@ -28,6 +28,7 @@ class Predict:
         self.predictor = predictor(self.model, options)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return the results of a table of files, as a table."""
         files = [Path(name) for name in batch["image"].to_pylist()]
         results = list(predictions(self.model, self.predictor, files))
         return pa.Table.from_pylist(results, arrow_schema(self.predictor.schema))
