@@ -45,8 +45,8 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
         if pretrained is not True:
             raise
         raise OSError(
-            f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); "
-            "give the path of a local copy as the weights"
+            f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); give a local copy: "
+            "--weights FILE, in a recipe pretrained: FILE"
         ) from error
 
 
