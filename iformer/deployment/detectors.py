@@ -28,8 +28,8 @@ from iformer.detection.model import Detector
 from iformer.models.saved import Model
 
 OFFERED = {"onnx": ("fp32", "int8"), "openvino": ("fp32", "int8")}
-"""The formats of detectors, and their precisions. OpenVINO in bfloat16 would decode boxes in it too, which costs a fifth of
-the AP of a small detector, measured on the images that it was trained on."""
+"""The formats of detectors, and their precisions. OpenVINO in bfloat16 would decode boxes in it too, which costs a
+fifth of the AP of a small detector, measured on the images that it was trained on."""
 
 
 def prepare(image: Image.Image) -> Tensor:
