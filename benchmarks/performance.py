@@ -77,7 +77,7 @@ def ratios(results: dict[str, Any], memory: dict[str, dict[str, float]]) -> dict
         for row in results["variants"]
         if row["batch"] == 1
     }
-    work = results["multiply_adds"]
+    work = {row["model"]: row["multiply_adds"] for row in results["variants"]}
     naive = time[NAIVE, "eager", "fp32"]
     ideal = work[OURS] / results["matrix_product_gmacs_per_second"]["fp32"] / 1e6
     best = min(time[OURS, engine, "fp32"] for engine in ("onnxruntime", "openvino"))
