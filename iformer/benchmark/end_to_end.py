@@ -58,7 +58,7 @@ def run(chosen: Sequence[Configuration], files: Sequence[Path], workers: int, ro
         ``images``, ``images_per_second`` from the files to the results, ``network_images_per_second`` of the network
         alone, and ``share_of_network``, the first divided by the second. Medians over the rounds.
     """
-    pairs = [_Pair(each, files, workers) for each in chosen if _in_pytorch(each)]
+    pairs = [Pair(each, files, workers) for each in chosen if _in_pytorch(each)]
     turns = [turn for pair in pairs for turn in (pair.whole, pair.network_alone)]
     for turn in turns:
         turn()  # warm up
@@ -83,8 +83,14 @@ def _in_pytorch(configuration: Configuration) -> bool:
     return configuration.engine == "eager"
 
 
-class _Pair:
-    """The two measurements of a configuration; each returns the seconds of an image, in a list of one."""
+class Pair:
+    """The two measurements of a configuration; each returns the seconds that an image takes, in a list of one.
+
+    Args:
+        configuration: The configuration, whose engine must be eager.
+        files: The image files, all of which can be read.
+        workers: The number of threads that read files ahead.
+    """
 
     def __init__(self, configuration: Configuration, files: Sequence[Path], workers: int) -> None:
         self.configuration, self.files = configuration, files
@@ -105,12 +111,14 @@ class _Pair:
         self.model.network.register_forward_hook(self._stop)
 
     def whole(self) -> list[float]:
+        """Predict all files."""
         start = time.perf_counter()
         count = sum(1 for _ in predictions(self.model, self.predictor, self.files))
         return [(time.perf_counter() - start) / count]
 
     @torch.inference_mode()
     def network_alone(self) -> list[float]:
+        """Run the network on prepared images."""
         self.inside = 0.0
         dtype, size = TYPES[self.configuration.precision], self.predictor.batch_size
         for first in range(0, len(self.prepared), size):

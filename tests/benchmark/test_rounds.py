@@ -139,7 +139,7 @@ def test_the_page(measured: dict[str, Any]) -> None:
     exported: dict[str, Any] = {"model": "runs/x", "format": "openvino", "precision": "int8"}
     exported["accuracy"] = {"images": 1000, "eager": 0.9, "file": 0.897}
     results = {**measured, "ratios": ratios, "backbone_memory_mib": memory}
-    page = performance.page(results, "results/latency.png", exported)
+    page = performance.section(results, "results") + performance.accuracy_section(exported, "results")
     assert "| NaiveIFormer | eager | fp32 | 1 | 30.0 |" in page
     assert "times the naive model's speed | 3.00 |" in page
     assert measured["machine"] in page
