@@ -9,6 +9,7 @@ are fitted over the sides (in the number of pixels) and over the batch sizes, in
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -253,7 +254,9 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     rounds, threads, folder = arguments.rounds, arguments.threads, arguments.output.parent
     side = arguments.sides[0]
+    torch.set_num_threads(threads)
     results: dict[str, Any] = {**provenance(0), "rounds": rounds}
+    results["versions"] |= {name: version(name) for name in ("onnxruntime", "openvino") if name in arguments.engines}
     grown = {
         "side": (partial(by_side, arguments.sides, arguments.engines), 2, "side of the image, pixels"),
         "batch": (partial(by_batch, arguments.batches, arguments.engines, side), 1, "images in a batch"),

@@ -31,7 +31,7 @@ SIZES = {"detection": (800, 1066), "segmentation": (512, 512)}
 
 
 def chosen_configurations(task: str, size: tuple[int, int], ours: str = OURS) -> list[Configuration]:
-    """Return the configurations of a task: ours and its peers in eager float32, and ours in every engine that there is."""
+    """Return the configurations of a task: ours and its peers in eager float32, and ours in all engines."""
     offered = detectors.ENGINES if task == "detection" else configurations.ENGINES
     chosen = combinations([ours, *PEERS[task]], ["eager"], ["fp32"], size=size, task=task)
     for engine, precisions in ENGINES.items():
