@@ -187,7 +187,9 @@ def predict(
             metavar="IMAGES...", help="Files, folders, quoted patterns, tar files; - reads paths from standard input."
         ),
     ],
-    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)] = "iformer_small",
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help=f"{MODEL_HELP[:-1]}, or an exported file (.onnx, .xml, .pt2).")
+    ] = "iformer_small",
     weights: Annotated[str, typer.Option(help="The weights of a model given by its name: a file or a folder.")] = "",
     checkpoint: Annotated[str, typer.Option(metavar="MODEL", help="The same as --model.")] = "",
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
@@ -408,7 +410,10 @@ def export(
         Path | None, typer.Option(metavar="FOLDER", help="Images for the check and for calibrating int8.")
     ] = None,
     labelled: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Class folders: measure the accuracy before and after.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Labelled images: measure top-1, mIoU (images/val) or AP (val2017) before and after."
+        ),
     ] = None,
     weights: Annotated[
         str, typer.Option(help="The weights of a model given by its name: released (the default), random or a file.")
@@ -419,7 +424,7 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export a model to a file that runs without this package and check it; a detector becomes ONNX for any size."""
+    """Export a model to a file that runs without this package and check it; a detector takes images of any size."""
     from iformer.deployment.export import export as write
     from iformer.deployment.export import lines
 

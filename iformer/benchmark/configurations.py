@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iformer.benchmark import detectors
 from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
-from iformer.deployment.formats import prepare, quiet, to_openvino, write_onnx
+from iformer.deployment.formats import prepare, to_openvino, write_onnx
 from iformer.deployment.quantize import quantize_openvino
 from iformer.models import locations
 from iformer.models.backbone import create
@@ -153,6 +153,7 @@ def open_model(reference: str, task: str = "", features: bool = False) -> Model:
         ValueError: There is no such model, or it is not for the task.
         OSError: A saved model cannot be read.
     """
+    locations.refuse_exported(reference)
     torch.manual_seed(0)
     if is_function(reference):
         return _called(reference, task)
@@ -224,7 +225,7 @@ def runner(configuration: Configuration, threads: int | None = None) -> Callable
         return detectors.runner(model, configuration, threads)
     images = torch.randn(configuration.batch, channels(model), configuration.height, configuration.width)
     if configuration.engine in ("onnxruntime", "openvino"):
-        with quiet():
+        with engines.quiet():
             run = _engine(configuration, model, images, threads)
         return lambda: run(images)
     return _torch(configuration, model, images)

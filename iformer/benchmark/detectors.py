@@ -5,14 +5,19 @@ on random images a trained one does not find what it was trained for. :func:`occ
 same work.
 """
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from iformer.deployment import detectors as exports
+from iformer.deployment import engines
 from iformer.deployment.fuse import fuse
+from iformer.deployment.quantize import quantize_onnx
 from iformer.detection.model import Detector
 from iformer.models.prediction import TYPES
 
@@ -22,8 +27,13 @@ if TYPE_CHECKING:
 ENGINES: dict[str, tuple[str, ...]] = {
     "eager": ("fp32", "bf16"),
     "fused": ("fp32", "bf16"),
+    "onnxruntime": exports.OFFERED["onnx"],
+    "openvino": exports.OFFERED["openvino"],
 }
-"""The engines that run detectors, each with its precisions; bfloat16 by autocast, which leaves boxes in float32."""
+"""The engines that run detectors, each with its precisions. In PyTorch, bfloat16 is autocast's: boxes stay float32."""
+
+CALIBRATION = 4
+"""The number of random images to calibrate int8 on, which is enough to measure speed."""
 
 BOXES = 1000
 """The number of boxes, one for each class that a region may show, whose score passes the lowest one."""
@@ -87,6 +97,8 @@ def images_for(count: int, height: int, width: int) -> list[Tensor]:
 
 def runner(detector: nn.Module, configuration: "Configuration", threads: int | None) -> Callable[[], object]:
     """Prepare a detector for a configuration, and return a function that runs it on random images."""
+    if configuration.engine in ("onnxruntime", "openvino"):
+        return _exported(detector, configuration, threads)
     dtype, device = TYPES[configuration.precision], configuration.device
     images = [image.to(device) for image in images_for(configuration.batch, configuration.height, configuration.width)]
     if configuration.engine == "fused":
@@ -101,3 +113,20 @@ def runner(detector: nn.Module, configuration: "Configuration", threads: int | N
         return found
 
     return run
+
+
+def _exported(detector: Any, configuration: "Configuration", threads: int | None) -> Callable[[], object]:
+    """Return a function that runs an exported detector, which takes one image at a time."""
+    precision, size = configuration.precision, (configuration.height, configuration.width)
+    images, some = images_for(configuration.batch, *size), images_for(CALIBRATION, *size)
+    with tempfile.TemporaryDirectory() as folder, engines.quiet():
+        if configuration.engine == "openvino":
+            graph = exports.to_openvino(detector, precision, some, Path(folder))
+            run = engines.compile_openvino(graph, precision, threads)
+        else:
+            file = Path(folder) / "detector.onnx"
+            exports.to_onnx(detector, file)
+            if precision == "int8":
+                quantize_onnx(file, some)
+            run = engines.open_engine(file, precision, threads).run
+    return lambda: [run(image) for image in images]

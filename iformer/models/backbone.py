@@ -67,6 +67,7 @@ def _weights(name: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
         ValueError: The weights do not belong to the model.
         OSError: The weights cannot be read.
     """
+    locations.refuse_exported(path)
     file = Path(path)
     if locations.is_saved(path) and not _has_weights_only(file):
         folder, settings = locations.find(path)

@@ -83,14 +83,30 @@ def predictor(model: Model, options: Options | None = None) -> Predictor:
 
     Raises:
         OSError: The output folder could not be created.
-        ValueError: There is no such device or precision.
+        ValueError: There is no such device or precision, or an exported file does not run there or so.
     """
     options = options or Options()
     if options.precision not in TYPES:
         raise ValueError(f"precision is {options.precision}, expected one of {', '.join(TYPES)}")
-    model.network.to(find_device(options.device))
+    device = find_device(options.device)
+    if model.exported:
+        _require_exported(model, options, device)
+    model.network.to(device)
     module = "iformer.models.features" if options.features else f"iformer.{model.task}.predict"
     return import_module(module).Predictor(model, options)
+
+
+def _require_exported(model: Model, options: Options, device: torch.device) -> None:
+    """Raise ValueError if options ask an exported file for what was decided when it was exported."""
+    if device.type != "cpu" and options.device != "auto":
+        raise ValueError(f"device is {options.device}, but {model.weights} runs on the CPU; expected cpu or auto")
+    if options.precision not in ("fp32", model.exported):
+        raise ValueError(
+            f"precision is {options.precision}, but {model.weights} was exported in {model.exported}; "
+            f"export it with --precision {options.precision}"
+        )
+    if options.features:
+        raise ValueError(f"features: {model.weights} gives results only; give the model that it was exported from")
 
 
 def find_device(name: str) -> torch.device:
