@@ -35,8 +35,14 @@ docs: $(VENV)/ready runs/demo/model.safetensors
 runs/demo/model.safetensors: | $(VENV)/ready
 	$(BIN)/iformer demo
 
-bench: $(VENV)/ready  # on a quiet machine: some six minutes on two cores
+# make bench PHOTOGRAPHS=FOLDER also compares prediction from files with its network alone and with timm.
+bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.performance
+	$(BIN)/python -m benchmarks.tasks
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.prediction $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS))
+	$(BIN)/python -m benchmarks.many_files --files 100000
+	$(BIN)/python -m benchmarks.page
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,8 +1,8 @@
-"""iFormer-S in every engine beside a naive iFormer, ConvNeXt-T and Swin-T: one run writes docs/performance.md.
+"""iFormer-S in every engine beside a naive iFormer, ConvNeXt-T and Swin-T: all in one run.
 
 python -m benchmarks.performance
 
-The accuracy lost by int8 needs a trained model and its images. The page quotes it if this has been run before:
+The accuracy lost by int8 needs a trained model and its images. docs/performance.md quotes it if this has been run:
 
 iformer export runs/cifar10 --format openvino --precision int8 --images TRAIN_FOLDER --labelled TEST_FOLDER --json \
     > docs/results/performance/int8.json
@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from benchmarks.naive_iformer import NaiveIFormer
+from benchmarks.tables import about, markdown
 from iformer.benchmark import page as benchmark_page
 from iformer.benchmark.configurations import Configuration, combinations
 from iformer.benchmark.process import MeasuredProcess
 from iformer.benchmark.rounds import run
-from iformer.common.files import write_json, write_text
+from iformer.common.files import write_json
 
 NAIVE = "benchmarks.naive_iformer:NaiveIFormer"
 OURS = "iformer_small"
@@ -77,7 +78,7 @@ def ratios(results: dict[str, Any], memory: dict[str, dict[str, float]]) -> dict
         for row in results["variants"]
         if row["batch"] == 1
     }
-    work = results["multiply_adds"]
+    work = {row["model"]: row["multiply_adds"] for row in results["variants"]}
     naive = time[NAIVE, "eager", "fp32"]
     ideal = work[OURS] / results["matrix_product_gmacs_per_second"]["fp32"] / 1e6
     best = min(time[OURS, engine, "fp32"] for engine in ("onnxruntime", "openvino"))
@@ -105,53 +106,43 @@ def ratios(results: dict[str, Any], memory: dict[str, dict[str, float]]) -> dict
     return {what: round(value, 2) for what, value in found.items()}
 
 
-def page(results: dict[str, Any], figure: str, accuracy: dict[str, Any] | None = None) -> str:
-    """Return the page in Markdown; ``accuracy`` is the result of ``iformer export`` for a trained model."""
+def section(results: dict[str, Any], folder: str) -> str:
+    """Return the section of the page in Markdown; its figure is in ``folder``."""
     headings, body = benchmark_page.rows(results)
     peaks = ", ".join(f"{name} {value:,.0f}" for name, value in results["matrix_product_gmacs_per_second"].items())
     memory = [
         [name, f"{mib['peak']:,.0f}", f"{mib['inference']:,.0f}"]
         for name, mib in results["backbone_memory_mib"].items()
     ]
-    versions = ", ".join(
-        f"{name} {results['versions'][name]}"
-        for name in ("torch", "timm", "onnxruntime", "openvino", "nncf")
-        if name in results["versions"]
-    )
-    return f"""# Performance
+    return f"""## Classification
 
-Written by `make bench`, from one run of {results["rounds"]} interleaved rounds. {results["machine"]}. {versions}.
+{about(results)}
 
-{_markdown(["", "ratio"], [[what, f"{value:.2f}"] for what, value in results["ratios"].items()])}
+{markdown(["", "ratio"], [[what, f"{value:.2f}"] for what, value in results["ratios"].items()])}
 
 Images of 224 pixels, random weights. Matrix products reach, in G multiply-adds/s: {peaks}. "of peak" is the share of it
 at which a row does its multiply-adds; [deployment.md](deployment.md) says how the rest is measured.
 
-{_markdown(headings, body)}
+{markdown(headings, body)}
 
-![Median time of an image in each engine]({figure})
+![Median time of an image in each engine]({folder}/latency.png)
 
 MiB of memory, backbone at 800x1280, fp32:
 
-{_markdown(["", "whole process, peak", "added by inference"], memory)}
-{_accuracy(accuracy) if accuracy else ""}"""
+{markdown(["", "whole process, peak", "added by inference"], memory)}"""
 
 
-def _accuracy(exported: dict[str, Any]) -> str:
+def accuracy_section(exported: dict[str, Any], folder: str) -> str:
+    """Return what the page says of the result of ``iformer export`` for a trained model."""
     top1 = exported["accuracy"]
-    return f"""
+    return f"""## Accuracy in int8
+
 Top-1 of {exported["model"]} on {top1["images"]:,} images: {top1["eager"]:.2%} eager in fp32, {top1["file"]:.2%} in
-{exported["precision"]} ({exported["format"]}): {100 * (top1["eager"] - top1["file"]):.2f} points lost.
-"""
-
-
-def _markdown(headings: list[str], rows: list[list[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+{exported["precision"]} ({exported["format"]}): {100 * (top1["eager"] - top1["file"]):.2f} points lost."""
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Measure, print the ratios, and write the results, the picture and the page."""
+    """Measure, print the ratios, and write the results and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -163,9 +154,6 @@ def main(given: Sequence[str] | None = None) -> None:
     folder = arguments.docs / "results" / "performance"
     write_json(folder / "results.json", results)
     benchmark_page.draw(results, folder / "latency.png")
-    int8 = folder / "int8.json"
-    accuracy = json.loads(int8.read_text()) if int8.is_file() else None
-    write_text(arguments.docs / "performance.md", page(results, "results/performance/latency.png", accuracy))
     print(json.dumps(results["ratios"], indent=2))
 
 

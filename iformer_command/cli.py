@@ -446,9 +446,18 @@ def export(
 
 @app.command()
 def benchmark(
+    width: Annotated[int | None, typer.Argument(hidden=True)] = None,  # the second number of --size
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="A timm model; may be repeated. Default: iformer_small.")
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="A timm model, a saved model's folder, or module:callable; may be repeated. Default: iformer_small.",
+        ),
     ] = None,
+    task: Annotated[
+        str, typer.Option(help="detection or segmentation: Mask R-CNN or Semantic FPN around the models of timm.")
+    ] = "",
     engines: Annotated[
         str, typer.Option(help="Among eager, fused, compile, onnxruntime, openvino; comma-separated.")
     ] = "eager,fused,onnxruntime,openvino",
@@ -456,26 +465,43 @@ def benchmark(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Images in a batch; may be repeated. Default: 1.")
     ] = None,
-    size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 224,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=16, metavar="SIDE|HEIGHT WIDTH", help="Pixels of the images; default: what each model is for."
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Measure predict on these images too, from the files to the results."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that read images ahead, with --images.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Number of interleaved rounds.")] = 10,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")] = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the latencies into this file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure models side by side: latency, throughput, memory, share of the matrix-multiply peak."""
+    """Measure models of any task side by side: latency, throughput, memory, share of the matrix-multiply peak."""
+    from iformer.benchmark import end_to_end
     from iformer.benchmark import page as benchmark_page
     from iformer.benchmark import rounds as measurement
     from iformer.benchmark.configurations import combinations
 
+    if width is not None and (size is None or width < 16):
+        raise typer.BadParameter(f"{width} is not the width of images: --size takes one number, or HEIGHT WIDTH.")
+    sides = size if size is None or width is None else (size, width)
     chosen = combinations(
-        model or ["iformer_small"], engines.split(","), precisions.split(","), batch or [1], size, device
+        model or ["iformer_small"], engines.split(","), precisions.split(","), batch or [1], sides, device, task
     )
+    files = end_to_end.files(images, chosen) if images else []
     results = measurement.run(chosen, rounds, threads)
+    if files:
+        results["end_to_end"] = end_to_end.run(chosen, files, workers, rounds)
     if as_json:
         print(json.dumps(results, indent=2))
     else:
-        _wide_console().print(benchmark_page.render(results))
+        _wide_console().print(*benchmark_page.render(results))
     if figure is not None:  # last, so that the results are not lost if the picture cannot be written
         benchmark_page.draw(results, figure)
 

@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
-from benchmarks import input_pipeline
+from benchmarks import input_pipeline, many_files, page, prediction, scaling, tables, tasks
 from benchmarks.naive_iformer import NaiveIFormer
+from iformer.common.plotting import BLUE
 from iformer.models.released import convert, rename
 
 
@@ -49,3 +52,123 @@ def test_the_input_pipeline_accounts_for_its_time(tmp_path: Path, monkeypatch: p
     result = json.loads(output.read_text())
     assert result["images"] == 2
     assert list(result["milliseconds_per_image"]) == ["read and decode", *input_pipeline.STEPS.values()]
+
+
+def photographs(folder: Path, count: int = 3) -> Path:
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(count):
+        Image.fromarray(random.integers(0, 255, (250, 300, 3), np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_prediction_beside_timm_and_against_files(tmp_path: Path) -> None:
+    output = tmp_path / "results" / "prediction.json"
+    options = [
+        "--photographs",
+        photographs(tmp_path / "photographs"),
+        "--model",
+        "resnet10t",
+        "--images",
+        4,
+        "--batch",
+        2,
+    ]
+    options += ["--workers", 1, "--files", 2, 6, "--rounds", 1, "--threads", 1, "--output", output]
+    prediction.main(list(map(str, options)))
+    result = json.loads(output.read_text())
+    found = result["photographs"]
+    speed = found["images_per_second"]
+    assert found["images"] == 4
+    assert found["share_of_network"] == pytest.approx(speed["predict"] / speed["network alone"], rel=0.01)
+    assert found["over_timm"] == pytest.approx(speed["predict"] / speed["timm's loop"], rel=0.01)
+    assert result["files"]["files"] == [2, 6]
+    text = prediction.section(result, "figures")
+    assert f"| predict | {speed['predict']:.1f} |" in text
+    assert (output.parent / "files.png").stat().st_size > 1000
+
+
+def test_crops_are_of_one_size(tmp_path: Path) -> None:
+    (tmp_path / "crops").mkdir()
+    files = prediction.crop(photographs(tmp_path / "photographs", 2), tmp_path / "crops", 5)
+    assert len(files) == 5
+    assert {Image.open(file).size for file in files} == {(224, 224)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory is known on Linux only")
+def test_many_files_are_all_predicted(tmp_path: Path) -> None:
+    output = tmp_path / "many_files.json"
+    many_files.main(["--files", "300", "--every", "100", "--settled", "200", "--output", str(output)])
+    result = json.loads(output.read_text())
+    assert result["rows"] == 300
+    assert list(result["resident_mib"]) == ["100", "200", "300"]
+    assert result["growth_mib"] == pytest.approx(result["resident_mib"]["300"] - result["resident_mib"]["200"], abs=0.2)
+    assert "300 names" in many_files.section(result, "")
+
+
+def test_exponents() -> None:
+    assert tables.exponent([1, 2, 4], [3, 6, 12]) == 1
+    assert tables.exponent([1, 2, 4], [5, 20, 80]) == 2
+
+
+def test_cost_grows_with_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "MODELS", {"resnet10t": BLUE})
+    output = tmp_path / "scaling.json"
+    options = ["--parts", "side", "--sides", "32", "64", "--engines", "eager"]
+    scaling.main([*options, "--rounds", "1", "--threads", "1", "--output", str(output)])
+    result = json.loads(output.read_text())
+    assert [row["height"] for row in result["side"]["rows"]] == [32, 64]
+    assert result["side"]["rows"][1]["multiply_adds"] == pytest.approx(
+        4 * result["side"]["rows"][0]["multiply_adds"], rel=0.05
+    )
+    text = scaling.section(result, "figures")
+    assert "| resnet10t | eager |" in text
+    assert (tmp_path / "side.png").stat().st_size > 1000
+    assert "figures/side.png" in text
+    assert [row.batch for row in scaling.by_batch([2], ["eager"], 32)[2]] == [2]
+
+
+def test_published_models_are_timms() -> None:
+    for name in scaling.PUBLISHED:
+        assert timm.is_model_pretrained(name)
+    assert scaling.swin_tiny().eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 1000)
+
+
+def test_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "PEERS", {"segmentation": ("resnet10t",)})
+    monkeypatch.setattr(tasks, "ENGINES", {"fused": ["fp32"]})
+    output = tmp_path / "tasks.json"
+    options = [
+        "--tasks",
+        "segmentation",
+        "--model",
+        "convnext_atto",
+        "--size",
+        "64",
+        "96",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+    ]
+    tasks.main([*options, "--output", str(output)])
+    result = json.loads(output.read_text())["segmentation"]
+    rows = [(row["model"], row["engine"]) for row in result["variants"]]
+    assert rows == [("convnext_atto", "eager"), ("resnet10t", "eager"), ("convnext_atto", "fused")]
+    times = [row["milliseconds"] for row in result["variants"]]
+    assert result["ratios"]["fp32, best engine over eager"] == pytest.approx(
+        times[0] / min(times[0], times[2]), abs=0.01
+    )
+    assert "| semantic_fpn convnext_atto | fused |" in tasks.section({"segmentation": result}, "")
+
+
+def test_the_page_has_what_was_measured(tmp_path: Path) -> None:
+    folder = tmp_path / page.FOLDER
+    folder.mkdir(parents=True)
+    exported = {"model": "runs/x", "format": "openvino", "precision": "int8"}
+    exported |= {"accuracy": {"images": 1000, "eager": 0.9, "file": 0.897}}
+    (folder / "int8.json").write_text(json.dumps(exported))
+    page.main(["--docs", str(tmp_path)])
+    text = (tmp_path / "performance.md").read_text()
+    assert "0.30 points lost" in text
+    assert "How cost grows" not in text

@@ -57,6 +57,11 @@ ONLY_PARSED = {
     "iformer benchmark --model iformer_small --model convnext_tiny --engines eager,fused,openvino "
     "--precisions fp32,bf16,int8": "takes minutes",
     "iformer benchmark --batch 1 --batch 8 --engines compile,onnxruntime --figure latency.png --json": "takes minutes",
+    "iformer benchmark --model runs/cifar10 --engines eager --batch 32 --images data/cifar10/test": "takes minutes",
+    "iformer benchmark --task segmentation --model iformer_small "
+    "--model torchvision.models.segmentation:deeplabv3_resnet50": "takes minutes",
+    "iformer benchmark --task detection --model iformer_small "
+    "--model torchvision.models.detection:maskrcnn_resnet50_fpn --engines eager,fused --size 800 1066": "takes minutes",
 }
 # Where a document names a large model, or one that is fetched, and what takes its place. Other placeholders (IMAGE...,
 # RECIPE) stand as they are: they are the names of files in the folder where the commands run.

@@ -1,15 +1,17 @@
 """The configurations that are measured: a model in an engine, in a precision, for a batch of images."""
 
 import importlib
+import inspect
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from iformer.benchmark import detectors
 from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
 from iformer.deployment.formats import prepare, to_openvino, write_onnx
@@ -17,7 +19,7 @@ from iformer.deployment.quantize import quantize_openvino
 from iformer.models import locations
 from iformer.models.backbone import create
 from iformer.models.prediction import TYPES
-from iformer.models.saved import resolve
+from iformer.models.saved import Model, resolve
 
 ENGINES = {
     "eager": ("fp32", "bf16", "fp16"),
@@ -27,6 +29,13 @@ ENGINES = {
     "openvino": ("fp32", "bf16", "fp16", "int8"),
 }
 """The engines, each with the precisions that it offers."""
+
+TASKS: dict[str, tuple[str, tuple[int, int]]] = {
+    "classification": ("", (224, 224)),
+    "segmentation": ("semantic_fpn", (512, 512)),
+    "detection": ("mask_rcnn", (800, 1066)),
+}
+"""The tasks, each with what is built around a backbone, and the height and width of images where the model has none."""
 
 CALIBRATION = 8
 """The least number of random images to calibrate int8 on, which is enough to measure speed."""
@@ -38,7 +47,7 @@ class Configuration:
 
     Attributes:
         model: A reference for :func:`iformer.models.saved.resolve`, or ``module:callable`` for any function that can be
-            imported and returns a network.
+            imported and returns a network, such as torchvision's; it is asked for random weights.
         engine: The engine, one of :data:`ENGINES`.
         precision: The precision, one of those that the engine offers.
         batch: The number of images in a batch.
@@ -46,6 +55,8 @@ class Configuration:
         width: The width of the images in pixels.
         device: The device, cpu or cuda.
         features: Whether to run the model as a backbone that returns its feature maps.
+        task: ``detection`` or ``segmentation`` for Mask R-CNN or Semantic FPN around the timm model of that name; empty
+            for the model itself.
     """
 
     model: str
@@ -56,11 +67,23 @@ class Configuration:
     width: int
     device: str = "cpu"
     features: bool = False
+    task: str = ""
+
+    @property
+    def title(self) -> str:
+        """The model's name, for a table."""
+        return titled(self.model, self.task)
 
     @property
     def label(self) -> str:
         """The configuration in words: model, engine, precision and batch size."""
-        return f"{self.model.rpartition(':')[2]}, {self.engine} {self.precision}, batch {self.batch}"
+        return f"{self.title}, {self.engine} {self.precision}, batch {self.batch}"
+
+
+def titled(model: str, task: str) -> str:
+    """Return the name of a model in a table."""
+    name = model.rpartition(":")[2]
+    return name if ":" in model or not task else f"{TASKS[task][0]} {name}"
 
 
 def combinations(
@@ -68,8 +91,9 @@ def combinations(
     engines: Sequence[str],
     precisions: Sequence[str],
     batches: Sequence[int] = (1,),
-    size: int = 224,
+    size: int | tuple[int, int] | None = None,
     device: str = "cpu",
+    task: str = "",
 ) -> list[Configuration]:
     """Return all combinations, without those whose engine does not offer the precision.
 
@@ -78,58 +102,115 @@ def combinations(
         engines: The engines, among :data:`ENGINES`.
         precisions: The precisions, among fp32, bf16, fp16 and int8.
         batches: The batch sizes.
-        size: The side of the images in pixels.
+        size: The side, or the height and width, of the images in pixels; by default those that each model is for.
         device: The device, cpu or cuda.
+        task: What to build around models that are given by their names, see :attr:`Configuration.task`.
 
     Raises:
-        ValueError: There is no such model, engine, precision or device.
+        ValueError: There is no such model, engine, precision, device or task.
     """
     known = sorted({precision for each in ENGINES.values() for precision in each})
-    for kind, given, expected in (("engine", engines, ENGINES), ("precision", precisions, known)):
+    for kind, given, expected in (
+        ("engine", engines, ENGINES),
+        ("precision", precisions, known),
+        ("task", [task] if task else [], TASKS),
+    ):
         for name in given:
             if name not in expected:
                 raise ValueError(f"{kind} is {name!r}, expected one of {', '.join(expected)}")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device is {device!r}, expected cpu{' or cuda' if torch.cuda.is_available() else ''}")
+    about = {}
+    for model in models:  # a wrong name is found before anything is measured
+        opened = open_model(model, task)
+        height, width = (size, size) if isinstance(size, int) else size or own_size(opened)
+        built = "" if task == "classification" or is_function(model) or locations.is_saved(model) else task
+        about[model] = (detectors.ENGINES if opened.task == "detection" else ENGINES, height, width, built)
     chosen = [
-        Configuration(model, engine, precision, batch, size, size, device)
+        Configuration(model, engine, precision, batch, height, width, device, task=built)
         for batch in batches
-        for model in models
+        for model, (offered, height, width, built) in about.items()
         for engine in engines
         for precision in precisions
-        if precision in ENGINES[engine] and (device == "cpu" or engine in ("eager", "fused", "compile"))
+        if precision in offered.get(engine, ()) and (device == "cpu" or engine in ("eager", "fused", "compile"))
     ]
     if not chosen:
         raise ValueError(
             f"engines {', '.join(engines)} offer none of the precisions {', '.join(precisions)} on {device}"
         )
-    for model in models:
-        network(replace(chosen[0], model=model))  # a wrong name is found before anything is measured
     return chosen
 
 
-def network(configuration: Configuration) -> Any:
-    """Return the configuration's network in evaluation mode; a timm model gets random weights.
+def open_model(reference: str, task: str = "", features: bool = False) -> Model:
+    """Return the model of a configuration; one that is given by its name gets random weights.
+
+    Args:
+        reference: The model, as in :attr:`Configuration.model`.
+        task: What to build around a model that is given by its name, see :attr:`Configuration.task`.
+        features: Whether to return a backbone, see :attr:`Configuration.features`.
 
     Raises:
-        ValueError: There is no such model, or it does not take batches of images.
+        ValueError: There is no such model, or it is not for the task.
         OSError: A saved model cannot be read.
     """
-    locations.refuse_exported(configuration.model)
+    locations.refuse_exported(reference)
     torch.manual_seed(0)
-    module, _, name = configuration.model.rpartition(":")
-    if module and not configuration.model.startswith(locations.HUB):
-        try:
-            build = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"model {configuration.model}: {error}") from error
-        return build().eval()
-    if configuration.features:
-        return create(configuration.model, features_only=True).eval()
-    model = resolve(configuration.model, "random")
+    if is_function(reference):
+        return _called(reference, task)
+    if features:
+        return Model(reference, "classification", create(reference, features_only=True).eval(), (), {}, "random")
+    saved = locations.is_saved(reference)
+    if task in ("", "classification") or saved:
+        model = resolve(reference, "" if saved else "random")
+        if task not in ("", model.task):
+            raise ValueError(f"task is {task}, but {reference} is a model for {model.task}")
+        return model
+    architecture, _ = TASKS[task]
+    build = importlib.import_module(f"iformer.{task}.model").build
+    network = build(architecture=architecture, backbone=reference).eval()
+    return Model(f"{architecture}_{reference}", task, network, (), {}, "random")
+
+
+def is_function(reference: str) -> bool:
+    """Return whether a reference stands for a function that returns a network, ``module:callable``."""
+    return ":" in reference and not reference.startswith(locations.HUB)
+
+
+def _called(reference: str, task: str) -> Model:
+    module, _, name = reference.rpartition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model {reference}: {error}") from error
+    weights = {"weights", "weights_backbone"} & set(inspect.signature(function).parameters)
+    network = function(**dict.fromkeys(weights)).eval()
+    if detectors.is_detector(network):
+        task = task or "detection"
+    if task and detectors.is_detector(network) != (task == "detection"):
+        raise ValueError(f"task is {task}, but {reference} returns {type(network).__name__}")
+    return Model(name, task or "classification", network, (), {}, "random")
+
+
+def own_size(model: Model) -> tuple[int, int]:
+    """Return the height and width of the images that a model is for, in pixels."""
     if model.task == "detection":
-        raise ValueError(f"model {configuration.model}: is a detector, expected a model that takes batches of images")
-    return model.network
+        return detectors.own_size(model.network)
+    height, width = model.config.get("crop") or model.config.get("input_size", TASKS[model.task][1])[-2:]
+    return height, width
+
+
+def network(configuration: Configuration) -> Any:
+    """Return the configuration's network in evaluation mode; a model that is given by its name gets random weights.
+
+    Raises:
+        ValueError: There is no such model.
+        OSError: A saved model cannot be read.
+    """
+    model = open_model(configuration.model, configuration.task, configuration.features).network
+    if detectors.is_detector(model):
+        detectors.occupy(model, configuration.height, configuration.width)
+        return detectors.WithoutPasting(model)
+    return model
 
 
 def channels(model: nn.Module) -> int:
@@ -140,6 +221,8 @@ def channels(model: nn.Module) -> int:
 def runner(configuration: Configuration, threads: int | None = None) -> Callable[[], object]:
     """Prepare a configuration, and return a function that runs it on random images."""
     model = network(configuration)
+    if detectors.is_detector(model):
+        return detectors.runner(model, configuration, threads)
     images = torch.randn(configuration.batch, channels(model), configuration.height, configuration.width)
     if configuration.engine in ("onnxruntime", "openvino"):
         with engines.quiet():

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from iformer.benchmark.configurations import titled
 from iformer.common.plotting import save_figure
 
 COLORS = {"fp32": "tab:blue", "bf16": "tab:orange", "fp16": "tab:green", "int8": "tab:red"}
@@ -25,7 +26,7 @@ def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         low, high = configuration["quartiles"]
         body.append(
             [
-                configuration["model"].rpartition(":")[2],
+                titled(configuration["model"], configuration["task"]),
                 configuration["engine"],
                 configuration["precision"],
                 str(configuration["batch"]),
@@ -39,15 +40,37 @@ def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return headings, body
 
 
-def render(results: dict[str, Any]) -> Table:
-    """Return the results as a table for the terminal."""
-    headings, body = rows(results)
+def end_to_end_rows(results: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return the headings of the table of what :func:`iformer.benchmark.end_to_end.run` measured, and its rows."""
+    headings = ["Model", "Type", "Batch", "Workers", "Images", "images/s", "network alone", "share"]
+    body = [
+        [
+            titled(row["model"], row["task"]),
+            row["precision"],
+            *(f"{row[key]:,}" for key in ("batch", "workers", "images")),
+            *(f"{row[key]:,.1f}" for key in ("images_per_second", "network_images_per_second")),
+            f"{row['share_of_network']:.0%}",
+        ]
+        for row in results
+    ]
+    return headings, body
+
+
+def render(results: dict[str, Any]) -> list[Table]:
+    """Return the results as tables for the terminal: the variants, and what was measured end to end."""
     peaks = ", ".join(f"{name} {value:,.0f}" for name, value in results["matrix_product_gmacs_per_second"].items())
-    view = Table(
-        box=None, padding=(0, 1), header_style="bold", caption=f"Peak, G multiply-adds/s: {peaks}. {results['machine']}"
-    )
+    caption = f"Peak, G multiply-adds/s: {peaks}. {results['machine']}"
+    views = [_table(*rows(results), 3, caption=caption)]
+    if "end_to_end" in results:
+        views.append(_table(*end_to_end_rows(results["end_to_end"]), 2, title="\nFrom files to results"))
+    return views
+
+
+def _table(headings: list[str], body: list[list[str]], words: int, **texts: str) -> Table:
+    """Return a table whose first columns hold words, and the others numbers."""
+    view = Table(box=None, padding=(0, 1), header_style="bold", title_justify="left", **texts)  # type: ignore[arg-type]
     for index, heading in enumerate(headings):
-        view.add_column(heading, justify="left" if index < 3 else "right", no_wrap=True)
+        view.add_column(heading, justify="left" if index < words else "right", no_wrap=True)
     for row in body:
         view.add_row(*row)
     return view
@@ -75,10 +98,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
         )
         seen.add(precision)
         axes.annotate(f"{value:.1f}", (max(value, high), index), (4, 0), textcoords="offset points", va="center")
-    labels = [
-        f"{configuration['model'].rpartition(':')[2]}, {configuration['engine']}, batch {configuration['batch']}"
-        for configuration in shown
-    ]
+    labels = [f"{titled(row['model'], row['task'])}, {row['engine']}, batch {row['batch']}" for row in shown]
     axes.set_yticks(range(len(shown)), labels)
     axes.invert_yaxis()
     axes.margins(x=0.12, y=0.02)

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from iformer.benchmark import configurations
+from iformer.benchmark import configurations, detectors
 from iformer.benchmark.configurations import Configuration
 from iformer.benchmark.process import MeasuredProcess
 from iformer.common.provenance import provenance
@@ -42,8 +42,8 @@ def run(chosen: Sequence[Configuration], rounds: int = 10, threads: int | None =
         threads: The number of CPU threads of every engine and of the matrix products; None leaves it to torch.
 
     Returns:
-        The machine, versions and settings of the measurement, ``matrix_product_gmacs_per_second`` by type,
-        ``multiply_adds`` per image by model, and ``variants``, each with its configuration, its figures, and its
+        The machine, versions and settings of the measurement, ``matrix_product_gmacs_per_second`` by type, and
+        ``variants``, each with its configuration, the ``multiply_adds`` of an image, its figures, and its
         :attr:`MeasuredProcess.facts`.
 
     Raises:
@@ -61,24 +61,22 @@ def run(chosen: Sequence[Configuration], rounds: int = 10, threads: int | None =
         products = [_product(name, chosen[0].device) for name in types]
         turns: list[Callable[[], list[float]]] = [*[partial(process.times, TIMED) for process in processes], *products]
         seconds = in_rounds(turns, bar.track(range(rounds), description="Measuring"))
-    costs = {
-        configuration.model: multiply_adds(configuration)
-        for configuration in {each.model: each for each in chosen}.values()
-    }
+    alike = {_work(configuration): configuration for configuration in chosen}
+    costs = {work: multiply_adds(configuration) for work, configuration in alike.items()}
     size = SIDE[chosen[0].device]
     peaks = {name: size**3 / min(times) for name, times in zip(types, seconds[len(processes) :], strict=True)}
     results = []
     for process, times in zip(processes, seconds, strict=False):
         each = process.configuration
-        figures = _figures(times, costs[each.model], peaks.get(each.precision), each.batch)
-        results.append({**asdict(each), **figures, **process.facts})
+        cost = costs[_work(each)]
+        figures = _figures(times, cost, peaks.get(each.precision), each.batch)
+        results.append({**asdict(each), "multiply_adds": cost, **figures, **process.facts})
     about = provenance(0)
     about["versions"] |= {name: version(name) for name in _packages(chosen)}
     return {
         **about,
         "rounds": rounds,
         "matrix_product_gmacs_per_second": {name: round(peak / 1e9, 1) for name, peak in peaks.items()},
-        "multiply_adds": costs,
         "variants": results,
     }
 
@@ -136,11 +134,23 @@ def _figures(times: list[float], cost: int, peak: float | None, batch: int) -> d
     }
 
 
+def _work(configuration: Configuration) -> tuple[Any, ...]:
+    """Return what the multiply-adds of an image depend on."""
+    return tuple(getattr(configuration, name) for name in ("model", "task", "features", "height", "width"))
+
+
 @torch.no_grad()
 def multiply_adds(configuration: Configuration) -> int:
     """Return the multiply-adds of a model's matrix products and convolutions, including attention, for one image."""
     counter = FlopCounterMode(display=False)
+    height, width = configuration.height, configuration.width
+    network = configurations.network(configuration)
+    images: Any = detectors.images_for(1, height, width)
+    if not detectors.is_detector(network):  # whose work depends on what they see
+        network, images = (
+            network.to("meta"),
+            torch.empty(1, configurations.channels(network), height, width, device="meta"),
+        )
     with sdpa_kernel(SDPBackend.MATH), counter:
-        network = configurations.network(configuration)
-        network(torch.randn(1, configurations.channels(network), configuration.height, configuration.width))
+        network(images)
     return int(counter.get_total_flops()) // 2

@@ -36,7 +36,7 @@ def test_results(results: dict[str, Any]) -> None:
         low, high = row["quartiles"]
         assert 0 < low <= row["milliseconds"] <= high
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / row["milliseconds"], rel=0.02)
-        work = row["batch"] * results["multiply_adds"]["iformer_nano"]
+        work = row["batch"] * row["multiply_adds"]
         at_peak = 1e-6 * work / results["matrix_product_gmacs_per_second"]["fp32"]
         assert row["share_of_peak"] == pytest.approx(at_peak / row["milliseconds"], rel=0.05, abs=2e-3)
         assert row["preparation_seconds"] > 0
@@ -48,7 +48,7 @@ def test_results(results: dict[str, Any]) -> None:
 
 def test_views(results: dict[str, Any], tmp_path: Path) -> None:
     console = Console(record=True, width=150)
-    console.print(benchmark_page.render(results))
+    console.print(*benchmark_page.render(results))
     text = console.export_text()
     assert "iformer_nano" in text
     assert "openvino" in text
@@ -88,6 +88,16 @@ def test_passes_over_what_an_engine_does_not_have() -> None:
         (("--precisions", "int4"), "precision is 'int4', expected one of bf16"),
         (("--engines", "eager", "--precisions", "int8"), "engines eager offer none of the precisions int8 on cpu"),
         (("--device", "tpu"), "device is 'tpu', expected cpu"),
+        (("--task", "captioning"), "task is 'captioning', expected one of classification, segmentation, detection"),
+        (("--task", "detection", "--model", "resnet_fifty"), "timm has no resnet_fifty"),
+        (
+            ("--task", "segmentation", "--model", "torchvision.models.detection:maskrcnn_resnet50_fpn"),
+            "task is segmentation, but torchvision.models.detection:maskrcnn_resnet50_fpn returns MaskRCNN",
+        ),
+        (("--task", "detection", "--engines", "compile"), "engines compile offer none of the precisions fp32 on cpu"),
+        (("--size", "64", "8"), "8 is not the width of images"),
+        (("--images", "nowhere"), "nowhere: no such file or folder"),
+        (("--images", ".", "--engines", "onnxruntime"), "images: predict computes in PyTorch, expected eager"),
     ],
 )
 def test_mistakes(option: tuple[str, ...], message: str, iformer: Command) -> None:
@@ -112,10 +122,9 @@ def measured(results: dict[str, Any]) -> dict[str, Any]:
         ):
             speeds[configuration] = 4.0
     document["variants"] = [
-        {**template, **vars(configuration), "milliseconds": milliseconds}
+        {**template, **vars(configuration), "milliseconds": milliseconds, "multiply_adds": 10**9}
         for configuration, milliseconds in speeds.items()
     ]
-    document["multiply_adds"] = {configuration.model: 10**9 for configuration in speeds}
     return document
 
 
@@ -130,7 +139,7 @@ def test_the_page(measured: dict[str, Any]) -> None:
     exported: dict[str, Any] = {"model": "runs/x", "format": "openvino", "precision": "int8"}
     exported["accuracy"] = {"images": 1000, "eager": 0.9, "file": 0.897}
     results = {**measured, "ratios": ratios, "backbone_memory_mib": memory}
-    page = performance.page(results, "results/latency.png", exported)
+    page = performance.section(results, "results") + performance.accuracy_section(exported, "results")
     assert "| NaiveIFormer | eager | fp32 | 1 | 30.0 |" in page
     assert "times the naive model's speed | 3.00 |" in page
     assert measured["machine"] in page
