@@ -177,7 +177,7 @@ def draw_growth(rows: Sequence[dict[str, Any]], amount: str, file: Path) -> None
             ticks = sorted({row["amount"] for row in rows})
             axes.set(xscale="log", yscale="log", xlabel=amount, ylabel=unit)
             axes.set_xticks(ticks, map(str, ticks))
-            axes.minorticks_off()
+            axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axes.legend(fontsize=7)
     save_figure(figure, file)
 
