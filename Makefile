@@ -35,7 +35,7 @@ docs: $(VENV)/ready runs/demo/model.safetensors
 runs/demo/model.safetensors: | $(VENV)/ready
 	$(BIN)/iformer demo
 
-# make bench PHOTOGRAPHS=FOLDER also compares prediction from files with its network alone and with timm.
+# On a quiet machine of two cores about an hour; PHOTOGRAPHS=FOLDER adds prediction of photographs beside timm's loop.
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.performance
 	$(BIN)/python -m benchmarks.tasks
