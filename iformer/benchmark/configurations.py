@@ -112,7 +112,7 @@ def network(configuration: Configuration) -> Any:
     """Return the configuration's network in evaluation mode; a timm model gets random weights.
 
     Raises:
-        ValueError: There is no such model, or it does not take batches of images.
+        ValueError: There is no such model, or the engine does not take it.
         OSError: A saved model cannot be read.
     """
     torch.manual_seed(0)
@@ -126,9 +126,22 @@ def network(configuration: Configuration) -> Any:
     if configuration.features:
         return create(configuration.model, features_only=True).eval()
     model = resolve(configuration.model, "random")
-    if model.task == "detection":
-        raise ValueError(f"model {configuration.model}: is a detector, expected a model that takes batches of images")
-    return model.network
+    if model.task != "detection":
+        return model.network
+    if configuration.engine != "eager":
+        raise ValueError(f"model {configuration.model}: is a detector, which only the engine eager takes")
+    return _Batches(model.network).eval()
+
+
+class _Batches(nn.Module):
+    """A detector that takes a batch ``(N, C, H, W)`` instead of a list of images."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> Any:
+        return self.detector(list(images))
 
 
 def channels(model: nn.Module) -> int:
