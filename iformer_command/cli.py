@@ -338,6 +338,61 @@ def analyze(
         raise typer.Exit(2)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def compare(
+    context: typer.Context,
+    config: Annotated[str, typer.Option(metavar="RECIPE", help="The recipe: its file, or its name.")],
+    variants: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML: for each variant's name, the recipe's keys that differ.")
+    ] = None,
+    models: Annotated[
+        str, typer.Option(metavar="NAME,NAME,...", help="Models of timm to compare instead of --variants.")
+    ] = "",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds 0, 1, ... of each variant that has no number of its own.")
+    ] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the CPU threads.")] = 1,
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for runs, results and pages.")] = Path(
+        "runs/comparison"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Train variants of a recipe with several seeds, and tell which differ: compare --config RECIPE [--key value ...].
+
+    The first variant is the reference. Run again after a kill, it makes only the runs that are missing.
+    """
+    from iformer.comparison import compare as comparison
+    from iformer.comparison import page as comparison_page
+    from iformer.comparison import variants as comparison_variants
+
+    chosen = comparison_variants.read(config, variants, models, seeds, context.args)
+    try:
+        results = comparison.compare(chosen, output, jobs)
+    except KeyboardInterrupt:
+        say("Nothing is lost: the same command goes on with what is missing.", file=sys.stderr)
+        raise
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        _print_table("Scores", comparison_page.SCORE_HEADER, comparison_page.score_rows(results))
+        _print_table("Costs", comparison_page.COST_HEADER, comparison_page.cost_rows(results))
+        say("", f"Report: {output / 'compare.html'}")
+    for each in results["failed"]:
+        _fail(f"{each['variant']}, seed {each['seed']}: {each['reason']} (see {each['log']})")
+    if results["failed"]:
+        raise typer.Exit(2)
+
+
+def _print_table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, box=None, title=f"\n{title}", title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(terminal.printable(cell)) for cell in row))
+    _wide_console().print(table)
+
+
 @app.command()
 def convert(
     released: Annotated[Path, typer.Argument(metavar="RELEASED.pth", help="A checkpoint of the authors' release.")],

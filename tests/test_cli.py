@@ -62,6 +62,9 @@ def images(tmp_path: Path) -> Path:
         "export nonsense --json",
         "export iformer_nano --size 0 0 --weights random --json",
         "benchmark --engines= --json",
+        "compare --json",
+        "compare --config no/such/recipe --models a,b --json",
+        "compare --config cifar10 --json",
         "benchmark --batch 0 --json",
     ],
 )

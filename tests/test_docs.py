@@ -52,6 +52,11 @@ ONLY_PARSED = {
     "iformer tables --markdown": ELSEWHERE,
     "iformer list": ELSEWHERE,
     "iformer demo": ELSEWHERE,
+    "iformer compare --config cifar10 --models iformer_nano,resnet18 --seeds 3 --jobs 2 --output runs/choice "
+    "--data.init_args.root photos --data.init_args.val_split val --model.init_args.num_classes 4 "
+    "--data.init_args.batch_size 16 --trainer.max_epochs 10": ELSEWHERE,
+    "iformer compare --config cifar10 --variants variants.yaml": ELSEWHERE,
+    "iformer compare --config RECIPE --models NAME,NAME --seeds 3": ELSEWHERE,
     "iformer analyze photographs/ --model iformer_small --compare swin_tiny_patch4_window7_224": FETCHES,
     "iformer analyze YOUR_IMAGES --model iformer_small --untrained": FETCHES,
     "iformer benchmark --model iformer_small --model convnext_tiny --engines eager,fused,openvino "

@@ -161,7 +161,7 @@ def open_model(reference: str, task: str = "", features: bool = False) -> Model:
         return Model(reference, "classification", create(reference, features_only=True).eval(), (), {}, "random")
     saved = locations.is_saved(reference)
     if task in ("", "classification") or saved:
-        model = resolve(reference, "" if saved else "random")
+        model = resolve(reference, "" if saved and locations.has_weights(reference) else "random")
         if task not in ("", model.task):
             raise ValueError(f"task is {task}, but {reference} is a model for {model.task}")
         return model

@@ -49,6 +49,8 @@ class ClassificationTask(Task):
         OSError: The weights cannot be read.
     """
 
+    metric = "accuracy"
+
     @checked
     def __init__(
         self,

@@ -40,6 +40,8 @@ class DetectionTask(Task):
         OSError: The weights cannot be read.
     """
 
+    metric = "box_ap"
+
     @checked
     def __init__(
         self,

@@ -42,12 +42,19 @@ def is_saved(reference: str) -> bool:
     return reference.startswith(HUB) or has_one or (path.is_dir() and not timm.is_model(reference))
 
 
-def find(reference: str | Path) -> tuple[Path, dict[str, Any]]:
+def has_weights(reference: str) -> bool:
+    """Return whether a saved model has weights, and is not the folder of a ``config.json`` alone."""
+    path = Path(reference)
+    return reference.startswith(HUB) or ((path if path.is_dir() else path.parent) / "model.safetensors").is_file()
+
+
+def find(reference: str | Path, weights: bool = True) -> tuple[Path, dict[str, Any]]:
     """Return the folder of a saved model and the contents of its ``config.json``.
 
     Args:
         reference: The folder, or one of the two files in it; or ``hf-hub:USER/NAME``, which is taken from the cache of
             the Hugging Face Hub or downloaded.
+        weights: Whether the weights are needed too; without them, ``config.json`` suffices.
 
     Returns:
         The folder, and its configuration with the current keys, including the ``task``.
@@ -64,7 +71,7 @@ def find(reference: str | Path) -> tuple[Path, dict[str, Any]]:
     if path.is_file() and path.name not in FILES:
         raise ValueError(f"{path}: expected the folder of a saved model, or its config.json or model.safetensors")
     folder = path if path.is_dir() else path.parent
-    for name in FILES:
+    for name in FILES if weights else FILES[:1]:
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder / name}: no such file (a saved model is a folder with config.json and model.safetensors)"

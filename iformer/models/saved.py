@@ -182,7 +182,7 @@ def of_classifier(network: Any, weights: str = "") -> Model:
 
 def _saved(reference: str, trained: bool, seed: int) -> Model:
     """Return a saved model, with its own weights if ``trained``, or with random ones."""
-    folder, settings = locations.find(reference)
+    folder, settings = locations.find(reference, trained)
     weights = reference if trained else f"fresh, seed {seed}"
     torch.manual_seed(seed)
     if settings["task"] == "classification":

@@ -48,6 +48,8 @@ class SegmentationTask(Task):
         OSError: The weights cannot be read.
     """
 
+    metric = "miou"
+
     @checked
     def __init__(
         self,

@@ -66,16 +66,23 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     file = beside if beside.is_file() else find(base)
     if file.resolve() in (*above, path.resolve()):
         raise ValueError(f"{path}: base is {base}, which is itself based on this recipe")
-    return _over(read(file, (*above, path.resolve())), settings)
+    return merged(read(file, (*above, path.resolve())), settings)
 
 
-def _over(base: Any, settings: Any) -> Any:
+def merged(base: Any, settings: Any) -> Any:
     """Return ``base`` updated with ``settings``; where they name another class, its settings replace the base's."""
     if not isinstance(base, dict) or not isinstance(settings, dict):
         return settings
     if settings.get("class_path", base.get("class_path")) != base.get("class_path"):
         return settings
-    return {**base, **{key: _over(base.get(key), value) for key, value in settings.items()}}
+    return {**base, **{key: merged(base.get(key), value) for key, value in settings.items()}}
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the settings of a recipe by their dotted keys; an empty mapping is a value."""
+    if not isinstance(settings, dict) or not settings:
+        return {prefix.removesuffix("."): settings}
+    return {name: value for key, inner in settings.items() for name, value in flat(inner, f"{prefix}{key}.").items()}
 
 
 def resolve(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -21,28 +21,33 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from iformer.common.files import naming, write_text, written
+from iformer.training.recipes import flat
 
 LOCK = "run.lock"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk or a quota is full, or a file exceeds the system's limit
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes from training in ``folder``.
 
     The operating system holds the lock and releases it when the process ends, in whatever way and on whatever machine,
     so that a run whose machine failed can be resumed on another one. The file names the process. Where the file system
     does not support locks, filelock relies on the file's contents.
 
+    Args:
+        folder: The run's folder, which is created if it does not exist.
+        wait: Whether to wait until no other process trains there.
+
     Raises:
-        ValueError: Another process trains in the folder; the message names it.
+        ValueError: Another process trains in the folder, and ``wait`` is false; the message names it.
         OSError: The disk is full; the message names the folder if the failing writer did not name its file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
         process, host, *_ = [*_owner(file), "?", "?"]
         raise ValueError(
@@ -250,15 +255,9 @@ def _global_batch(trainer: Trainer) -> int | None:
 
 def _changes(before: str, now: str) -> list[str]:
     """Return ``key before -> now`` for each setting of model, data and trainer that differs."""
-    old, new = (_flat(yaml.safe_load(text) or {}) for text in (before, now))
+    old, new = (flat(yaml.safe_load(text) or {}) for text in (before, now))
     return [
         f"{key} {old[key]} -> {new[key]}"
         for key in sorted(old.keys() & new.keys())
         if old[key] != new[key] and key.startswith(("model.", "data.", "trainer.", "seed_everything"))
     ]
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(settings, dict) or not settings:
-        return {prefix.removesuffix("."): settings}
-    return {name: value for key, inner in settings.items() for name, value in _flat(inner, f"{prefix}{key}.").items()}

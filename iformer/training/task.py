@@ -1,7 +1,7 @@
 """The base class of the tasks: optimiser and schedule, class names, result files and export."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning
 from torch import Tensor, nn
@@ -33,8 +33,13 @@ class Task(lightning.LightningModule):
 
     The constructor of a task sets ``model``, ``num_classes`` and ``optimization``; a task implements :meth:`build` and
     :meth:`save`.
+
+    Attributes:
+        metric: The name of the task's main metric, which is logged as ``val_NAME`` and ``test_NAME``: a share, of which
+            more is better.
     """
 
+    metric: ClassVar[str]
     model: Any
     num_classes: int
     optimization: AdamWCosine | AdamWSteps

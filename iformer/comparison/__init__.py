@@ -1,0 +1,1 @@
+"""One recipe, several variants and seeds: their runs, statistics and page."""
