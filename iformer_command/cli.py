@@ -501,7 +501,6 @@ def export(
 
 @app.command()
 def benchmark(
-    width: Annotated[int | None, typer.Argument(hidden=True)] = None,  # the second number of --size
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -521,10 +520,8 @@ def benchmark(
         list[int] | None, typer.Option(min=1, help="Images in a batch; may be repeated. Default: 1.")
     ] = None,
     size: Annotated[
-        int | None,
-        typer.Option(
-            min=16, metavar="SIDE|HEIGHT WIDTH", help="Pixels of the images; default: what each model is for."
-        ),
+        tuple[int, int] | None,
+        typer.Option(metavar="HEIGHT WIDTH", help="Pixels of the images; default: what each model is for."),
     ] = None,
     images: Annotated[
         Path | None,
@@ -543,11 +540,8 @@ def benchmark(
     from iformer.benchmark import rounds as measurement
     from iformer.benchmark.configurations import combinations
 
-    if width is not None and (size is None or width < 16):
-        raise typer.BadParameter(f"{width} is not the width of images: --size takes one number, or HEIGHT WIDTH.")
-    sides = size if size is None or width is None else (size, width)
     chosen = combinations(
-        model or ["iformer_small"], engines.split(","), precisions.split(","), batch or [1], sides, device, task
+        model or ["iformer_small"], engines.split(","), precisions.split(","), batch or [1], size, device, task
     )
     files = end_to_end.files(images, chosen) if images else []
     results = measurement.run(chosen, rounds, threads)

@@ -72,7 +72,7 @@ ONLY_PARSED = {
 # RECIPE) stand as they are: they are the names of files in the folder where the commands run.
 REPLACED = {
     "convert RELEASED.pth": "convert iformer_small.pth",  # whose name says which model it is
-    "--model MODEL --engines eager,openvino": "--model MODEL --engines eager --size 32 --rounds 1",
+    "--model MODEL --engines eager,openvino": "--model MODEL --engines eager --size 32 32 --rounds 1",
     "export iformer_small --format openvino": "export iformer_nano --format openvino --weights random",
     "export iformer_small --format torch-export": "export iformer_nano --format torch-export",
     "pretrained=True)": 'pretrained=True, pretrained_cfg_overlay=dict(file="iformer_small.pth"))',

@@ -91,7 +91,7 @@ def combinations(
     engines: Sequence[str],
     precisions: Sequence[str],
     batches: Sequence[int] = (1,),
-    size: int | tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
     device: str = "cpu",
     task: str = "",
 ) -> list[Configuration]:
@@ -102,12 +102,12 @@ def combinations(
         engines: The engines, among :data:`ENGINES`.
         precisions: The precisions, among fp32, bf16, fp16 and int8.
         batches: The batch sizes.
-        size: The side, or the height and width, of the images in pixels; by default those that each model is for.
+        size: The height and width of the images in pixels; by default those that each model is for.
         device: The device, cpu or cuda.
         task: What to build around models that are given by their names, see :attr:`Configuration.task`.
 
     Raises:
-        ValueError: There is no such model, engine, precision, device or task.
+        ValueError: There is no such model, engine, precision, device or task, or the images are too small.
     """
     known = sorted({precision for each in ENGINES.values() for precision in each})
     for kind, given, expected in (
@@ -118,12 +118,14 @@ def combinations(
         for name in given:
             if name not in expected:
                 raise ValueError(f"{kind} is {name!r}, expected one of {', '.join(expected)}")
+    if size and min(size) < 16:
+        raise ValueError(f"size is {size}, expected the images' height and width of at least 16 pixels")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device is {device!r}, expected cpu{' or cuda' if torch.cuda.is_available() else ''}")
     about = {}
     for model in models:  # a wrong name is found before anything is measured
         opened = open_model(model, task)
-        height, width = (size, size) if isinstance(size, int) else size or own_size(opened)
+        height, width = size or own_size(opened)
         built = "" if task == "classification" or is_function(model) or locations.is_saved(model) else task
         about[model] = (detectors.ENGINES if opened.task == "detection" else ENGINES, height, width, built)
     chosen = [

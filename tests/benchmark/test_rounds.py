@@ -63,7 +63,7 @@ def test_multiply_adds_are_those_of_the_paper() -> None:
 
 
 def test_a_size_that_a_model_does_not_take(iformer: Command) -> None:
-    options = ("--model", "swin_tiny_patch4_window7_224", "--engines", "eager", "--size", "64")
+    options = ("--model", "swin_tiny_patch4_window7_224", "--engines", "eager", "--size", "64", "64")
     status, _, err = iformer("benchmark", *options)
     assert status == 2
     error = err.strip().splitlines()[-1]
@@ -95,7 +95,7 @@ def test_passes_over_what_an_engine_does_not_have() -> None:
             "task is segmentation, but torchvision.models.detection:maskrcnn_resnet50_fpn returns MaskRCNN",
         ),
         (("--task", "detection", "--engines", "compile"), "engines compile offer none of the precisions fp32 on cpu"),
-        (("--size", "64", "8"), "8 is not the width of images"),
+        (("--size", "64", "8"), "size is (64, 8), expected the images' height and width"),
         (("--images", "nowhere"), "nowhere: no such file or folder"),
         (("--images", ".", "--engines", "onnxruntime"), "images: predict computes in PyTorch, expected eager"),
     ],

@@ -83,7 +83,7 @@ def test_multiply_adds_grow_with_the_image() -> None:
 
 
 def test_what_a_task_builds() -> None:
-    (configuration,) = combinations(["resnet10t"], ["eager"], ["fp32"], size=64, task="segmentation")
+    (configuration,) = combinations(["resnet10t"], ["eager"], ["fp32"], size=(64, 64), task="segmentation")
     assert configuration.label == "semantic_fpn resnet10t, eager fp32, batch 1"
     assert runner(configuration, 1)().shape == (1, 150, 64, 64)  # type: ignore[attr-defined]
 
