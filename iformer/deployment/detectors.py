@@ -19,7 +19,7 @@ from iformer.deployment import engines
 from iformer.detection.model import Detector
 from iformer.models.saved import Model
 
-OUTPUTS = ("boxes", "labels", "scores", "masks")
+OUTPUTS = ("boxes", "labels", "scores", "masks")  # without the last if the detector finds boxes only
 
 
 def prepare(image: Image.Image) -> Tensor:
@@ -32,8 +32,8 @@ def write(model: Model, file: Path, images: Sequence[Tensor]) -> dict[str, Any]:
 
     The input of the model is ``image``, ``(3, H, W)`` of float32 from 0 to 1, which the model itself resizes and
     normalises. Its outputs are ``boxes`` ``(n, 4)`` as corners in the image's pixels, ``labels`` ``(n,)`` counted from
-    1, ``scores`` ``(n,)``, and ``masks`` ``(n, 1, H, W)``, which are probabilities. Its metadata holds ``class_names``
-    and ``category_ids`` as JSON.
+    1, ``scores`` ``(n,)``, and, if the detector finds masks, ``masks`` ``(n, 1, H, W)``, which are probabilities. Its
+    metadata holds ``class_names`` and ``category_ids`` as JSON.
 
     The file appears, or is replaced, only after it is complete and has been checked.
 
@@ -69,11 +69,15 @@ def _write(model: Detector, file: Path, image: Tensor) -> None:
             ([image],),
             str(file),
             input_names=["image"],
-            output_names=list(OUTPUTS),
+            output_names=_outputs(model),
             dynamic_axes={"image": {1: "height", 2: "width"}},
             opset_version=17,
             dynamo=False,  # torch.export cannot trace a number of boxes that depends on the image
         )
+
+
+def _outputs(model: Detector) -> list[str]:
+    return [name for name in OUTPUTS if name != "masks" or model.roi_heads.has_mask()]
 
 
 def _describe(file: Path, config: dict[str, Any]) -> None:
@@ -106,8 +110,9 @@ def check(model: Detector, file: Path, images: Sequence[Tensor]) -> tuple[int, f
     objects, largest = 0, 0.0
     for image in images:
         (expected,) = model([image])
-        arrays = session.run(list(OUTPUTS), {"image": image.numpy()})
-        found = {name: torch.from_numpy(array) for name, array in zip(OUTPUTS, arrays, strict=True)}
+        names = _outputs(model)
+        arrays = session.run(names, {"image": image.numpy()})
+        found = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
         differences = _differences(expected, found)
         missing = sum(difference > 1e-3 for difference in differences)
         if missing > len(differences) / 50 or abs(len(found["boxes"]) - len(differences)) > len(differences) / 50:
@@ -126,8 +131,9 @@ def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[
     for i, box in enumerate(expected["boxes"]):
         same = found["labels"] == expected["labels"][i]
         same &= box_iou(box[None], found["boxes"])[0] > 0.99
-        masks = (found["masks"][same, 0] > 0.5) ^ (expected["masks"][i, 0] > 0.5)
         scores = (found["scores"][same] - expected["scores"][i]).abs()
-        scores[masks.flatten(1).float().mean(1) > 0.01] = 1.0  # the mask differs
+        if "masks" in expected:
+            masks = (found["masks"][same, 0] > 0.5) ^ (expected["masks"][i, 0] > 0.5)
+            scores[masks.flatten(1).float().mean(1) > 0.01] = 1.0  # the mask differs
         differences.append(float(scores.min()) if len(scores) else 1.0)
     return differences
