@@ -39,9 +39,10 @@ class Annotations:
     class_names: tuple[str, ...]
 
     @property
-    def maskless(self) -> int:
-        """The number of annotations without a mask."""
-        return sum(item["segmentation"] is None for items in self.objects.values() for item in items)
+    def masked(self) -> list[bool]:
+        """Whether each annotation that is no crowd has a mask."""
+        items = (item for items in self.objects.values() for item in items)
+        return [item["segmentation"] is not None for item in items if not item["iscrowd"]]
 
     @property
     def total(self) -> int:

@@ -100,7 +100,7 @@ class CocoData(DataModule):
             raise FileNotFoundError(f"{folder}: no such folder of images")
         masks: bool = self.of_task("finds_masks", True)
         annotations = read(root / self.settings[f"{split}_annotations"], self.settings.limit, masks)
-        if masks and annotations.maskless:
+        if masks and not all(annotations.masked):
             _tell_of_masks(annotations, split)
         return CocoImages(folder, annotations, split == "train", self.settings.hflip, masks)
 
@@ -126,19 +126,19 @@ class CocoData(DataModule):
 
 
 def _tell_of_masks(annotations: Annotations, split: str) -> None:
-    """Log how many annotations have no mask.
+    """Log how many objects have no mask.
 
     Raises:
-        ValueError: The annotations are for training, and none of them has a mask.
+        ValueError: The annotations are for training, and no object has a mask.
     """
-    path, maskless, total = annotations.path, annotations.maskless, annotations.total
-    if split == "train" and maskless == total:
+    path, masked = annotations.path, annotations.masked
+    if split == "train" and not any(masked):
         raise ValueError(
-            f"{path}: none of its {total} annotations has a segmentation, from which Mask R-CNN learns masks; "
+            f"{path}: none of its {len(masked)} objects has a segmentation, from which Mask R-CNN learns masks; "
             "set model.init_args.architecture to faster_rcnn, which needs boxes only"
         )
     told = "they teach boxes and classes only" if split == "train" else "the AP of masks ignores them"
-    logger.warning("%s: %d of %d annotations have no segmentation: %s", path, maskless, total, told)
+    logger.warning("%s: %d of %d objects have no segmentation: %s", path, masked.count(False), len(masked), told)
 
 
 def _require_learnable(annotations: Annotations) -> None:

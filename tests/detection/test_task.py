@@ -92,7 +92,7 @@ def test_a_detector_of_boxes_needs_no_masks(annotations: str, recipe: Path, boxe
 
 
 def test_masks_cannot_be_learned_from_boxes(recipe: Path, boxes_only: str) -> None:
-    with pytest.raises(ValueError, match=r"boxes.json: none of its 8 annotations has a segmentation") as error:
+    with pytest.raises(ValueError, match=r"boxes.json: none of its 7 objects has a segmentation") as error:
         run("fit", ["--config", str(recipe), *boxes(boxes_only)[1:]])
     assert "\n" not in str(error.value)
 
