@@ -187,7 +187,9 @@ def predict(
             metavar="IMAGES...", help="Files, folders, quoted patterns, tar files; - reads paths from standard input."
         ),
     ],
-    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)] = "iformer_small",
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help=f"{MODEL_HELP[:-1]}, or an exported file (.onnx, .xml, .pt2).")
+    ] = "iformer_small",
     weights: Annotated[str, typer.Option(help="The weights of a model given by its name: a file or a folder.")] = "",
     checkpoint: Annotated[str, typer.Option(metavar="MODEL", help="The same as --model.")] = "",
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
@@ -213,23 +215,30 @@ def predict(
 
     Segmenters and detectors draw it too, into --output. --json is in COCO's format for a detector.
 
-    Unreadable files are reported and passed over.
+    Unreadable files are reported and passed over. Under torchrun each process has its part of the images and its file.
     """
     from iformer.common.images import count_images, stream_images
     from iformer.common.results import SUFFIXES
-    from iformer.models.prediction import Options, predictions, predictor, write_predictions
+    from iformer.models.prediction import Options, part_of_process, predictions, predictor, write_predictions
     from iformer.models.saved import resolve
 
     into_file = output.suffix in SUFFIXES
     if resume and not into_file:
         raise typer.BadParameter("--resume needs an --output that ends in .jsonl, .csv, .parquet or .npy.")
-    total = count_images(images)
+    part = rank, processes = part_of_process()
+    if processes > 1 and not into_file:
+        raise typer.BadParameter("several processes need an --output that ends in .jsonl, .csv, .parquet or .npy.")
+    if processes > 1 and "-" in images:
+        raise typer.BadParameter("several processes cannot share standard input; name files, folders or patterns.")
+    total = count_images(images, part)
     resolved = resolve(checkpoint or model, weights)
     options = Options(top, batch_size, threshold, None if into_file else output, device, precision, workers, features)
     found = predictor(resolved, options)
     tally = _Tally(images)
     if into_file:
-        for _ in tally.of(write_predictions(output, resolved, found, images, total, resume)):
+        if processes > 1:
+            output = output.with_stem(f"{output.stem}-{rank:05}-of-{processes:05}")
+        for _ in tally.of(write_predictions(output, resolved, found, images, total, resume, part)):
             pass
         if as_json:
             print(json.dumps({"file": str(output), "images": tally.images, "unreadable": tally.unreadable}))
@@ -408,7 +417,10 @@ def export(
         Path | None, typer.Option(metavar="FOLDER", help="Images for the check and for calibrating int8.")
     ] = None,
     labelled: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Class folders: measure the accuracy before and after.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Labelled images: measure top-1, mIoU (images/val) or AP (val2017) before and after."
+        ),
     ] = None,
     weights: Annotated[
         str, typer.Option(help="The weights of a model given by its name: released (the default), random or a file.")
@@ -419,7 +431,7 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export a model to a file that runs without this package and check it; a detector becomes ONNX for any size."""
+    """Export a model to a file that runs without this package and check it; a detector takes images of any size."""
     from iformer.deployment.export import export as write
     from iformer.deployment.export import lines
 

@@ -226,7 +226,8 @@ def execute(text: str, page: str, monkeypatch: pytest.MonkeyPatch) -> int:
         recipe = {"docs/segmentation.md": "segmentation_folder", "docs/detection.md": "coco/tiny"}.get(page, "finetune")
         words = ["iformer", "fit", "--config", recipe, *words]
     if words[0] in ("srun", "torchrun"):  # what they start
-        words = ["iformer", *words[words.index("fit") :]]
+        verb = next(number for number, word in enumerate(words) if word in ("fit", "predict"))
+        words = ["iformer", *words[verb:]]
     assert words[0] == "iformer", text
     if text in NORMAL_ONLY_PARSED:
         get_command(cli.app).commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
-from iformer.deployment.formats import prepare, quiet, to_openvino, write_onnx
+from iformer.deployment.formats import prepare, to_openvino, write_onnx
 from iformer.deployment.quantize import quantize_openvino
+from iformer.models import locations
 from iformer.models.backbone import create
-from iformer.models.locations import HUB
 from iformer.models.prediction import TYPES
 from iformer.models.saved import resolve
 
@@ -115,9 +115,10 @@ def network(configuration: Configuration) -> Any:
         ValueError: There is no such model, or it does not take batches of images.
         OSError: A saved model cannot be read.
     """
+    locations.refuse_exported(configuration.model)
     torch.manual_seed(0)
     module, _, name = configuration.model.rpartition(":")
-    if module and not configuration.model.startswith(HUB):
+    if module and not configuration.model.startswith(locations.HUB):
         try:
             build = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
@@ -141,7 +142,7 @@ def runner(configuration: Configuration, threads: int | None = None) -> Callable
     model = network(configuration)
     images = torch.randn(configuration.batch, channels(model), configuration.height, configuration.width)
     if configuration.engine in ("onnxruntime", "openvino"):
-        with quiet():
+        with engines.quiet():
             run = _engine(configuration, model, images, threads)
         return lambda: run(images)
     return _torch(configuration, model, images)

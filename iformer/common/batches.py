@@ -1,6 +1,7 @@
 """The loop that reads and prepares image files in batches."""
 
 import itertools
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -42,7 +43,7 @@ def batches(
 ) -> Iterator[list[Sample]]:
     """Read and prepare image files in batches, in the order in which they are given.
 
-    The progress is shown on standard error where there may be more than one batch.
+    The progress is shown on standard error where there may be more than one batch; of several processes, by the first.
 
     Args:
         files: The image files; they are taken as they are needed, so that there may be any number of them.
@@ -64,10 +65,10 @@ def batches(
         _Speed(),
         TimeRemainingColumn(compact=True),
     )
-    alone = total is not None and total <= batch_size
+    silent = (total is not None and total <= batch_size) or os.environ.get("RANK", "0") != "0"
     sample = partial(_sample, prepare=prepare, channels=channels)
     shared = sys.stdout is not None and sys.stdout.isatty()  # else what is printed would go to standard error
-    with Progress(*columns, console=Console(stderr=True), disable=alone, redirect_stdout=shared) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=silent, redirect_stdout=shared) as progress:
         task = progress.add_task(markup(description), total=total)
         samples = _read_ahead(sample, files, workers, 2 * batch_size) if workers else map(sample, files)
         while batch := list(itertools.islice(samples, batch_size)):

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import io
+import itertools
 import lzma
 import os
 import re
@@ -102,21 +103,63 @@ class Packed(NamedTuple):
         return self.name
 
 
-ImageFile = Path | Packed
+class Damaged(NamedTuple):
+    """A file that cannot be searched for images.
+
+    Attributes:
+        name: The path of the file.
+        reason: Why it cannot be searched, in one line that names the file.
+    """
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.name
 
 
-def stream_images(places: Iterable[str]) -> Iterator[ImageFile]:
+ImageFile = Path | Packed | Damaged
+
+
+def stream_images(places: Iterable[str], part: tuple[int, int] = (0, 1)) -> Iterator[ImageFile]:
     """Yield image files one after another, however many there are.
 
     Args:
         places: Files; folders, whose image files are taken in the order of their paths; patterns such as ``'a/*.jpg'``,
             with ``**`` for any folders; tar files, compressed or not, and so WebDataset shards, whose image files are
-            taken in their order; and ``-`` for a list of paths on standard input, one in a line.
+            taken in their order; and ``-`` for a list of files on standard input, one in a line. A tar file that is
+            damaged or has no images gives a :class:`Damaged`.
+        part: The number of a process, from 0, and how many processes share the images: file ``i`` goes to process
+            ``i % count``, a tar file as a whole.
 
     Raises:
         FileNotFoundError: A file or folder does not exist, other than those that standard input names.
-        ValueError: A folder or a tar file contains no image file, a pattern fits none, or a tar file is damaged.
+        ValueError: A folder contains no image file, or a pattern fits none.
     """
+    number, count = part
+    for path in itertools.islice(_files(places), number, None, count):
+        if TAR.search(path.name) and path.is_file():
+            yield from _packed(path)
+        else:
+            yield path
+
+
+def count_images(places: Iterable[str], part: tuple[int, int] = (0, 1)) -> int | None:
+    """Return how many images :func:`stream_images` will yield; None if that is known only in the end."""
+    places = list(places)
+    if "-" in places:
+        return None
+    number, count = part
+    files = 0
+    for path in itertools.islice(_files(places), number, None, count):
+        if TAR.search(path.name):
+            return None
+        files += 1
+    return files
+
+
+def _files(places: Iterable[str]) -> Iterator[Path]:
+    """Yield the files in ``places``, see :func:`stream_images`."""
     for place in places:
         path = Path(place)
         if place == "-":
@@ -124,24 +167,13 @@ def stream_images(places: Iterable[str]) -> Iterator[ImageFile]:
             yield from (Path(line) for line in lines if line)
         elif path.is_dir():
             yield from _some(image_files(path), f"{place}: a folder without images ({', '.join(EXTENSIONS)})")
-        elif path.is_file() and TAR.search(place):
-            yield from _some(_packed(path), f"{place}: a tar file without images ({', '.join(EXTENSIONS)})")
-        elif not path.exists() and glob.has_magic(place):
-            found = sorted(Path(file) for file in glob.glob(place, recursive=True))
-            files = (file for file in found if file.is_file())
-            yield from _some(files, f"{place}: no file fits this pattern")
         elif path.exists():
             yield path
+        elif glob.has_magic(place):
+            found = sorted(Path(file) for file in glob.glob(place, recursive=True))
+            yield from _some((file for file in found if file.is_file()), f"{place}: no file fits this pattern")
         else:
             raise FileNotFoundError(f"{place}: no such file or folder")
-
-
-def count_images(places: Iterable[str]) -> int | None:
-    """Return how many images :func:`stream_images` will yield; None if that is known only in the end."""
-    places = list(places)
-    if any(place == "-" or (TAR.search(place) and Path(place).is_file()) for place in places):
-        return None
-    return sum(1 for _ in stream_images(places))
 
 
 Item = TypeVar("Item")
@@ -157,7 +189,8 @@ def _some(items: Iterable[Item], message: str) -> Iterator[Item]:
         raise ValueError(message)
 
 
-def _packed(file: Path) -> Iterator[Packed]:
+def _packed(file: Path) -> Iterator[Packed | Damaged]:
+    empty = True
     try:
         with tarfile.open(file, "r|*") as archive:
             for member in archive:
@@ -167,12 +200,18 @@ def _packed(file: Path) -> Iterator[Packed]:
                     content = archive.extractfile(member)
                     assert content is not None  # it is a file
                     yield Packed(f"{file}/{name}", content.read())
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{file}: a damaged tar file ({error})") from error
+                    empty = False
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        yield Damaged(str(file), f"{file}: a damaged tar file ({error})")
+    else:
+        if empty:
+            yield Damaged(str(file), f"{file}: a tar file without images ({', '.join(EXTENSIONS)})")
 
 
 def read_item(item: ImageFile, channels: int) -> Image.Image:
     """Read what :func:`stream_images` yields, as :func:`read_image` does."""
+    if isinstance(item, Damaged):
+        raise UnreadableImageError(item.reason)
     if isinstance(item, Packed):
         return decode_image(io.BytesIO(item.content), item.name, channels)
     return read_image(item, channels)

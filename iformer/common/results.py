@@ -211,8 +211,7 @@ class _Parquet:
         import pyarrow.parquet as pq
 
         self.file, self.folder, self.pa, self.pq = file, folder, pa, pq
-        columns = {"image": str, "error": str, **schema}
-        self.schema = pa.schema([(name, _arrow(pa, kind)) for name, kind in columns.items()])
+        self.schema = arrow_schema(schema)
         folder.mkdir(parents=True, exist_ok=True)
         self.parts = sorted(folder.glob("*.parquet"))
         self.count = pq.read_metadata(file).num_rows if file.exists() else PART * len(self.parts)
@@ -254,10 +253,16 @@ def _encodable(value: Any) -> Any:
     return [_encodable(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _arrow(pa: Any, kind: Any) -> Any:
-    """Return pyarrow's type of a column, see :data:`Schema`."""
-    if isinstance(kind, list):
-        return pa.list_(_arrow(pa, kind[0]))
-    if isinstance(kind, Mapping):
-        return pa.struct([(name, _arrow(pa, inner)) for name, inner in kind.items()])
-    return {str: pa.string(), float: pa.float64(), int: pa.int64()}[kind]
+def arrow_schema(schema: Schema) -> Any:
+    """Return pyarrow's schema of a Parquet file of results with these columns."""
+    import pyarrow as pa
+
+    def kind_of(kind: Any) -> Any:
+        if isinstance(kind, list):
+            return pa.list_(kind_of(kind[0]))
+        if isinstance(kind, Mapping):
+            return pa.struct([(name, kind_of(inner)) for name, inner in kind.items()])
+        return {str: pa.string(), float: pa.float64(), int: pa.int64()}[kind]
+
+    columns = {"image": str, "error": str, **schema}
+    return pa.schema([(name, kind_of(kind)) for name, kind in columns.items()])

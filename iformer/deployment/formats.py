@@ -1,20 +1,15 @@
 """The file formats that run without this package: ONNX, OpenVINO and ``torch.export``.
 
 A file takes normalised images ``(N, C, H, W)`` of float32 and returns logits of float32, ``(N, classes)`` for a
-classifier and ``(N, classes, H, W)`` for a segmenter. Its metadata holds what its user needs to know: ``model``,
-``precision``, ``class_names`` (a JSON list) and ``preprocessing`` (a JSON object of ``input_size``, ``mean``, ``std``,
-``interpolation``, ``crop_pct`` and ``crop_mode``); for a segmenter also ``palette``, and ``resize`` if it has one.
+classifier and ``(N, classes, H, W)`` for a segmenter. Its metadata holds what its user needs to know: ``task``,
+``model``, ``precision``, and as JSON ``dynamic`` (whether it takes any size), ``class_names`` (a list) and
+``preprocessing`` (an object of ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``);
+for a segmenter also ``palette``, and ``resize``, ``window`` and ``flip_test`` where it has them.
 """
 
-import contextlib
 import errno
 import io
 import json
-import logging
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +59,12 @@ def write(model: Model, file: Path, kind: str, precision: str, images: Tensor, d
         OSError: The file cannot be written.
     """
     require_offered(kind, precision)
-    if file.suffix != engines.FORMATS[kind]:
-        raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
+    require_suffix(file, kind)
     example = torch.zeros_like(images[:1])  # torch.export keeps it in the file, which must not hold images of the user
-    about = metadata(model, precision)
+    about = metadata(model, precision, dynamic)
     with written(file) as temporary:  # an .xml file comes with its .bin file
         writer = {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch_export}[kind]
-        with quiet():
+        with engines.quiet():
             writer(model.network, about, temporary, precision, images, example, dynamic)
         result = compare(model.network, engines.open_file(temporary, precision), images)
         if precision == "fp32" and not result["relative_difference"] <= TOLERANCE:
@@ -99,15 +93,21 @@ def compare(model: nn.Module, run: engines.Runner, images: Tensor) -> dict[str, 
     }
 
 
-def metadata(model: Model, precision: str) -> dict[str, str]:
-    """Return the metadata of a file, whose values are text."""
+def metadata(model: Model, precision: str, dynamic: bool = False) -> Metadata:
+    """Return the metadata of a file, whose values are text; all but names and precision are JSON."""
     keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    told: dict[str, Any] = {"dynamic": dynamic, "class_names": model.class_names}
+    if model.task == "detection":
+        told["finds_masks"] = model.network.finds_masks
+    else:
+        told["preprocessing"] = {key: model.config[key] for key in keys}
+    others = ("palette", "resize", "window", "flip_test", "category_ids")
+    told |= {key: model.config[key] for key in others if model.config.get(key)}
     return {
+        "task": model.task,
         "model": model.name,
         "precision": precision,
-        "class_names": json.dumps(model.class_names),
-        "preprocessing": json.dumps({key: model.config[key] for key in keys}),
-        **{key: json.dumps(model.config[key]) for key in ("palette", "resize") if model.config.get(key)},
+        **{key: json.dumps(value) for key, value in told.items()},
     }
 
 
@@ -125,6 +125,12 @@ def require_offered(kind: str, precision: str) -> None:
         raise ValueError("precision bf16: ONNX Runtime has no such kernels on CPUs, expected another format")
     if (kind, precision) == ("torch-export", "int8"):
         raise ValueError("precision int8: torch-export files are not quantised, expected format onnx or openvino")
+
+
+def require_suffix(file: Path, kind: str) -> None:
+    """Raise ValueError if the name of a file to write does not end as its format requires."""
+    if file.suffix != engines.FORMATS[kind]:
+        raise ValueError(f"{file}: a file of format {kind} must end in {engines.FORMATS[kind]}")
 
 
 class _Cast(nn.Module):
@@ -193,8 +199,14 @@ def write_onnx(
 def _write_onnx(
     network: nn.Module, about: Metadata, file: Path, precision: str, images: Tensor, example: Tensor, dynamic: bool
 ) -> None:
-    onnx = engines.require("onnx")
+    engines.require("onnx")
     write_onnx(channels_first(prepare(network, example, dynamic)), file, precision, images, example, dynamic)
+    describe_onnx(file, about)
+
+
+def describe_onnx(file: Path, about: Metadata) -> None:
+    """Write metadata into an ONNX file."""
+    onnx = engines.require("onnx")
     graph = onnx.load(file)
     onnx.helper.set_model_props(graph, about)
     onnx.save(graph, file)
@@ -220,6 +232,15 @@ def _write_openvino(
     graph = to_openvino(channels_first(prepare(network, example, dynamic)), example, dynamic)
     if precision == "int8":
         graph = quantize_openvino(graph, images.split(1))
+    save_openvino(graph, about, file, precision)
+
+
+def save_openvino(graph: Any, about: Metadata, file: Path, precision: str) -> None:
+    """Write an OpenVINO model with metadata.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     for key, value in about.items():
         graph.set_rt_info(value, [key])
     # 16-bit weights serve bfloat16 too; the type to compute in is chosen when the file is compiled.
@@ -238,16 +259,3 @@ def _write_torch_export(
     content = io.BytesIO()  # torch's own writer aborts the process if the disk is full
     torch.export.save(trace(network, example, dynamic), content, extra_files=about)
     file.write_bytes(content.getbuffer())
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the messages of exporters and quantisers, and send their progress to standard error."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -136,6 +136,11 @@ class Detector(FasterRCNN):
 
     roi_heads: Any
 
+    @property
+    def finds_masks(self) -> bool:
+        """Whether the detector finds masks, and not boxes only."""
+        return self.roi_heads.has_mask()
+
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None, paste: bool = True) -> Any:
         """Return the losses in training and the detections in evaluation, as the class describes.
 

@@ -40,7 +40,7 @@ class Predictor:
     def __init__(self, model: Model, options: Options) -> None:
         self.model, self.options, self.names = model, options, DistinctStems()
         box = {"name": str, "score": float, "category_id": int, "bbox": [float], "area": int}
-        mask = {"segmentation": {"size": [int], "counts": str}} if model.network.roi_heads.has_mask() else {}
+        mask = {"segmentation": {"size": [int], "counts": str}} if model.network.finds_masks else {}
         self.schema: dict[str, Any] = {"height": int, "width": int, "picture": str, "objects": [{**box, **mask}]}
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ class DetectionTask(Task):
         self.model.to(memory_format=torch.channels_last)
         self.model.set_grad_checkpointing(grad_checkpointing)
         self.num_classes, self.optimization = num_classes, optimization
-        self.finds_masks: bool = self.model.roi_heads.has_mask()
+        self.finds_masks: bool = self.model.finds_masks
         self.average_precision = AveragePrecision(self.finds_masks)
 
     def build(self) -> nn.Module:

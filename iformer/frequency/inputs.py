@@ -30,6 +30,7 @@ def open_model(reference: str, weights: str | Path = "", seed: int = 0) -> Model
         ValueError: There is no such model, or the weights do not fit it.
         OSError: The weights cannot be read.
     """
+    locations.refuse_exported(reference or str(weights))
     named = timm.is_model(reference) and not locations.is_saved(reference)
     if named and not weights and not timm.is_model_pretrained(reference):
         weights = "random"

@@ -45,8 +45,8 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
         if pretrained is not True:
             raise
         raise OSError(
-            f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); "
-            "give the path of a local copy as the weights"
+            f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); give a local copy: "
+            "--weights FILE, in a recipe pretrained: FILE"
         ) from error
 
 
@@ -67,6 +67,7 @@ def _weights(name: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
         ValueError: The weights do not belong to the model.
         OSError: The weights cannot be read.
     """
+    locations.refuse_exported(path)
     file = Path(path)
     if locations.is_saved(path) and not _has_weights_only(file):
         folder, settings = locations.find(path)

@@ -97,6 +97,15 @@ class SegmenterNetwork(_Strict):
     channels: Width = 512
 
 
+class LabelMaps(_Strict):
+    """Arguments of :class:`iformer.segmentation.data.SegmentationData`: how label maps are named and read."""
+
+    image_suffix: Text = ""
+    label_suffix: Text = ".png"
+    first_label: Annotated[int, Field(ge=0, lt=1 << 16)] = 0
+    ignore_labels: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 16)]], Field(max_length=1 << 16)] = []
+
+
 class SegmenterConfig(_Strict):
     """A segmenter: its network, its preprocessing, and its classes."""
 
@@ -110,6 +119,7 @@ class SegmenterConfig(_Strict):
     crop: Size | None = None
     window: Size | None = None
     flip_test: bool = False
+    label_maps: LabelMaps | None = None
 
 
 class DetectorNetwork(BaseModel):

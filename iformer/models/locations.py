@@ -1,4 +1,4 @@
-"""Where a saved model is: its folder, one of the files in it, or a repository of the Hugging Face Hub."""
+"""Where a model is: a saved model's folder, one of the files in it, a repository of the Hub, or an exported file."""
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,23 @@ HUB = "hf-hub:"
 
 FILES = ("config.json", "model.safetensors")
 """The files of a saved model."""
+
+
+EXPORTED = (".onnx", ".xml", ".pt2")
+"""The suffixes of exported files."""
+
+
+def is_exported(reference: str) -> bool:
+    """Return whether a reference stands for an exported file, which need not exist."""
+    return Path(reference).suffix in EXPORTED and not Path(reference).is_dir()
+
+
+def refuse_exported(reference: str) -> None:
+    """Raise ValueError if a reference stands for an exported file where a network of PyTorch is needed."""
+    if is_exported(reference):
+        raise ValueError(
+            f"{reference}: an exported file, which only predict runs; give the model that it was exported from"
+        )
 
 
 def is_saved(reference: str) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -83,14 +84,35 @@ def predictor(model: Model, options: Options | None = None) -> Predictor:
 
     Raises:
         OSError: The output folder could not be created.
-        ValueError: There is no such device or precision.
+        ValueError: There is no such device or precision, or an exported file does not run there or so.
     """
     options = options or Options()
     if options.precision not in TYPES:
         raise ValueError(f"precision is {options.precision}, expected one of {', '.join(TYPES)}")
-    model.network.to(find_device(options.device))
+    device = find_device(options.device)
+    if model.exported:
+        _require_exported(model, options, device)
+    model.network.to(device)
     module = "iformer.models.features" if options.features else f"iformer.{model.task}.predict"
     return import_module(module).Predictor(model, options)
+
+
+def part_of_process() -> tuple[int, int]:
+    """Return the number of this process and how many there are, as ``torchrun`` says; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _require_exported(model: Model, options: Options, device: torch.device) -> None:
+    """Raise ValueError if options ask an exported file for what was decided when it was exported."""
+    if device.type != "cpu" and options.device != "auto":
+        raise ValueError(f"device is {options.device}, but {model.weights} runs on the CPU; expected cpu or auto")
+    if options.precision not in ("fp32", model.exported):
+        raise ValueError(
+            f"precision is {options.precision}, but {model.weights} was exported in {model.exported}; "
+            f"export it with --precision {options.precision}"
+        )
+    if options.features:
+        raise ValueError(f"features: {model.weights} gives results only; give the model that it was exported from")
 
 
 def find_device(name: str) -> torch.device:
@@ -101,7 +123,10 @@ def find_device(name: str) -> torch.device:
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        return accelerator or torch.device("cpu")
+        if accelerator is None:
+            return torch.device("cpu")
+        number = int(os.environ.get("LOCAL_RANK", 0))  # of torchrun's processes on this machine
+        return torch.device(accelerator.type, number % torch.accelerator.device_count())
     with contextlib.suppress(RuntimeError):  # of a name that is none
         device = torch.device(name)
         here = accelerator is not None and device.type == accelerator.type
@@ -147,6 +172,7 @@ def write_predictions(
     places: Sequence[str],
     total: int | None = None,
     resume: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, Any]]:
     """Write predictions into a file while they are made, in memory that does not grow with their number.
 
@@ -157,6 +183,7 @@ def write_predictions(
         places: Where the images are, see :func:`iformer.common.images.stream_images`.
         total: The number of images, if it is known.
         resume: Go on with the file of an earlier process: the images whose results it has are not read again.
+        part: The part of the images to predict, see :func:`iformer.common.images.stream_images`.
 
     Yields:
         Each result, once it is written.
@@ -169,7 +196,7 @@ def write_predictions(
     settings = {"model": model.name, "weights": model.weights, **asked, "images": list(places)}
     about = {"settings": settings, **provenance(0)}
     with open_results(file, predictor.schema, about, resume) as results:
-        rest = itertools.islice(stream_images(places), results.count, None)
+        rest = itertools.islice(stream_images(places, part), results.count, None)
         left = None if total is None else max(0, total - results.count)
         for result in predictions(model, predictor, rest, left):
             results.write(result)

@@ -89,6 +89,8 @@ class Model:
             width), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``; for other tasks it is the
             contents of ``config.json``.
         weights: The source of the weights: ``released``, a seed, a file or a folder.
+        exported: The precision in which the model was exported, if it is a file that an inference engine runs; empty
+            for a network of PyTorch.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Model:
     class_names: tuple[str, ...]
     config: dict[str, Any]
     weights: str
+    exported: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -120,9 +123,9 @@ def resolve(reference: str | Path, weights: str | Path = "", seed: int = 0) -> M
 
     Args:
         reference: The folder of a saved model of any task, such as a run's folder, or one of the files in it; the name
-            of a timm model, unless there is a saved model's folder of that name; ``hf-hub:USER/NAME``; or a file of
-            weights from which their model can be told, that is one of the authors' release or one that
-            ``iformer convert`` wrote.
+            of a timm model, unless there is a saved model's folder of that name; ``hf-hub:USER/NAME``; a file that
+            ``iformer export`` wrote; or a file of weights from which their model can be told, that is one of the
+            authors' release or one that ``iformer convert`` wrote.
         weights: The weights of a model that is given by its name: ``released``, which is the default; ``random``; a
             file; or a saved model. For a saved model, which has weights already, only ``random`` may be given.
         seed: The seed of random weights.
@@ -134,6 +137,11 @@ def resolve(reference: str | Path, weights: str | Path = "", seed: int = 0) -> M
     reference, weights = str(reference), str(weights)
     if not reference:
         reference, weights = weights, ""
+    if locations.is_exported(reference):
+        if weights:
+            raise ValueError(f"{reference}: an exported file, which has weights of its own; give no others")
+        # The package of deployment knows how to read the file.
+        return import_module("iformer.deployment.exported").read(Path(reference))
     if locations.is_saved(reference):
         if weights not in ("", "random"):
             raise ValueError(f"{weights}: {reference} has weights of its own; give a model's name, or no weights")

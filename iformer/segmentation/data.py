@@ -24,6 +24,9 @@ from iformer.training.resumable import ResumableBatchSampler, run_seed
 
 MapValue = Annotated[int, Field(ge=0, lt=1 << 16)]
 
+LABEL_MAPS = ("image_suffix", "label_suffix", "first_label", "ignore_labels")
+"""The arguments of :class:`SegmentationData` that say how label maps are called, and what their values stand for."""
+
 SAMPLE = 200  # the number of label maps that are searched for classes without a pixel
 
 logger = logging.getLogger(__name__)
@@ -202,7 +205,7 @@ class SegmentationData(DataModule):
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """The preprocessing and the classes that a trained model needs to know."""
+        """The preprocessing and the classes that a trained model needs to know, and how its label maps are read."""
         return {
             "class_names": list(self.class_names),
             "palette": self.palette,
@@ -210,6 +213,7 @@ class SegmentationData(DataModule):
             "crop": self.settings.crop,
             "mean": list(self.settings.mean),
             "std": list(self.settings.std),
+            "label_maps": {key: self.settings[key] for key in LABEL_MAPS},
         }
 
     def setup(self, stage: str | None = None) -> None:
@@ -224,7 +228,7 @@ class SegmentationData(DataModule):
             source = "val" if kind == "test" and self.settings.test_images is None else kind
             folders = (self.settings[f"{source}_{what}"] for what in ("images", "labels"))
             images, labels = (Path(self.settings.root, folder) for folder in folders)
-            self._pairs[kind] = self._pair(images, labels)
+            self._pairs[kind] = pairs(images, labels, self.settings.image_suffix, self.settings.label_suffix)
             if kind == "train" and (self.trainer is None or self.trainer.is_global_zero):
                 self._tell_missing_classes(labels)
 
@@ -248,22 +252,6 @@ class SegmentationData(DataModule):
             values + (", ..." if len(found) > 20 else ""),
             self._expected(),
         )
-
-    def _pair(self, images: Path, maps: Path) -> list[tuple[Path, Path]]:
-        pairs = []
-        for image in find_images([images]):
-            path = image.relative_to(images)
-            end = self.settings.image_suffix or path.suffix
-            if path.name.endswith(end):
-                name = f"{path.name.removesuffix(end)}{self.settings.label_suffix}"
-                pairs.append((image, maps / path.with_name(name)))
-        if not pairs:
-            raise ValueError(f"{images}: no image whose name ends in {self.settings.image_suffix}")
-        missing = [(image, label_map) for image, label_map in pairs if not label_map.is_file()]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise FileNotFoundError(f"{missing[0][1]}: no such label map, for {missing[0][0]}{more}")
-        return pairs
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled, augmented batches, starting from the trainer's position in the epoch."""
@@ -300,20 +288,52 @@ class SegmentationData(DataModule):
         return self.loader(dataset, batches, training, collate_fn=default_collate if training else _collate_whole)
 
     def _scenes(self, kind: str, transform: Transform) -> LabelledScenes:
-        return LabelledScenes(self._pairs[kind], self._table(), transform, self._expected())
-
-    def _table(self) -> np.ndarray:
-        """Return the class of each value that a label map may hold, ``(65536,)`` of uint8."""
-        table = np.full(1 << 16, LabelledScenes.UNKNOWN, np.uint8)
-        first = self.settings.first_label
-        table[first : first + len(self.class_names)] = range(len(self.class_names))
-        table[list(self.settings.ignore_labels)] = IGNORE
-        return table
+        first, ignored = self.settings.first_label, self.settings.ignore_labels
+        return labelled_scenes(self._pairs[kind], len(self.class_names), transform, first, ignored)
 
     def _expected(self) -> str:
-        first, ignored = self.settings.first_label, self.settings.ignore_labels
-        expected = f"{first} to {first + len(self.class_names) - 1}, the classes"
-        return expected + (f", or {', '.join(map(str, ignored))}, which is ignored" if ignored else "")
+        return _expected(len(self.class_names), self.settings.first_label, self.settings.ignore_labels)
+
+
+def pairs(images: Path, maps: Path, image_suffix: str = "", label_suffix: str = ".png") -> list[tuple[Path, Path]]:
+    """Return the images in a folder, each with its label map; see :class:`SegmentationData` for the arguments.
+
+    Raises:
+        FileNotFoundError: A folder or a label map is missing. The message names it.
+        ValueError: The folder holds no image.
+    """
+    found = []
+    for image in find_images([images]):
+        path = image.relative_to(images)
+        end = image_suffix or path.suffix
+        if path.name.endswith(end):
+            found.append((image, maps / path.with_name(f"{path.name.removesuffix(end)}{label_suffix}")))
+    if not found:
+        raise ValueError(f"{images}: no image whose name ends in {image_suffix}")
+    missing = [(image, label_map) for image, label_map in found if not label_map.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise FileNotFoundError(f"{missing[0][1]}: no such label map, for {missing[0][0]}{more}")
+    return found
+
+
+def labelled_scenes(
+    files: Sequence[tuple[Path, Path]],
+    classes: int,
+    transform: Transform,
+    first_label: int = 0,
+    ignore_labels: Sequence[int] = (),
+) -> LabelledScenes:
+    """Return a dataset of pairs of files; see :class:`SegmentationData` for the arguments."""
+    table = np.full(1 << 16, LabelledScenes.UNKNOWN, np.uint8)
+    table[first_label : first_label + classes] = range(classes)
+    table[list(ignore_labels)] = IGNORE
+    return LabelledScenes(files, table, transform, _expected(classes, first_label, ignore_labels))
+
+
+def _expected(classes: int, first: int, ignored: Sequence[int]) -> str:
+    expected = f"{first} to {first + classes - 1}, the classes"
+    return expected + (f", or {', '.join(map(str, ignored))}, which is ignored" if ignored else "")
 
 
 def _collate_whole(samples: list[tuple[Tensor, Tensor]]) -> Any:

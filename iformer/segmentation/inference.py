@@ -6,8 +6,35 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import to_pil_image
+
+from iformer.models.saved import Model
+from iformer.segmentation.transforms import EvaluationTransform
 
 Network = Callable[[Tensor], Tensor]
+
+
+def classes(model: Model, image: Tensor) -> Tensor:
+    """Return the class of each pixel of an image, which is prepared as the model's configuration says.
+
+    Args:
+        model: The segmenter. If its configuration has an ``input_size``, as that of a file exported for images of one
+            size, the image is resized to that size; otherwise to fit ``resize``.
+        image: The image ``(3, H, W)`` of uint8.
+
+    Returns:
+        The classes ``(H, W)`` as int64, on the model's device.
+    """
+    config = model.config
+    if "input_size" in config:
+        pixels = model.prepare(to_pil_image(image))
+    else:
+        transform = EvaluationTransform(config.get("resize"), config["mean"], config["std"])
+        pixels, _ = transform(tv_tensors.Image(image))
+    window, flip = config.get("window"), config.get("flip_test") or False
+    found = logits(model.network, pixels[None].to(model.device), window, flip)
+    return labels(found.float(), (image.shape[1], image.shape[2]))[0]
 
 
 def logits(network: Network, images: Tensor, window: tuple[int, int] | None = None, flip: bool = False) -> Tensor:

@@ -7,13 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
-from torchvision import tv_tensors
 
 from iformer.common.files import DistinctStems
 from iformer.models.prediction import Options
 from iformer.models.saved import Model
 from iformer.segmentation import inference, pictures
-from iformer.segmentation.transforms import EvaluationTransform
 
 
 class Predictor:
@@ -39,7 +37,6 @@ class Predictor:
 
     def __init__(self, model: Model, options: Options) -> None:
         self.model, self.options, self.names = model, options, DistinctStems()
-        self.transform = EvaluationTransform(model.config.get("resize"), model.config["mean"], model.config["std"])
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)
 
@@ -53,11 +50,8 @@ class Predictor:
 
     def _segmented(self, path: Path, image: np.ndarray) -> dict[str, Any]:
         name, config = self.names.name(path), self.model.config
-        pixels, _ = self.transform(tv_tensors.Image(torch.from_numpy(image.transpose(2, 0, 1).copy())))
-        logits = inference.logits(
-            self.model.network, pixels[None].to(self.model.device), config.get("window"), config.get("flip_test", False)
-        )
-        labels = inference.labels(logits.float(), image.shape[:2])[0].cpu().numpy().astype(np.uint8)
+        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        labels = inference.classes(self.model, pixels).cpu().numpy().astype(np.uint8)
         written = {}
         if self.options.output is not None:
             files = {"overlay": f"{name}_overlay.png", "labels": f"{name}_labels.png"}

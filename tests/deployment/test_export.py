@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from iformer.common.images import read_image
 from iformer.deployment import engines
-from iformer.deployment.export import _samples
+from iformer.deployment.accuracy import class_labels
 from iformer.deployment.formats import compare, write
 from iformer.models import saved
 from tests.conftest import Command
@@ -150,6 +150,7 @@ def test_command(trained: Path, folder: Path, tmp_path: Path, iformer: Command) 
     assert file.with_suffix(".bin").is_file()
     assert result["images"] == 9
     assert result["accuracy"]["images"] == 9
+    assert 0 <= result["accuracy"]["file"]["top1"] <= 1
     assert {"largest_difference", "same_class", "command", "versions"} <= set(result)
 
 
@@ -216,7 +217,7 @@ def test_labels_of_imagenet(tmp_path: Path) -> None:
     (tmp_path / "n01443537").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "n01443537" / "fish.png")
     imagenet = saved.of_classifier(timm.create_model("iformer_nano", num_classes=1000))
-    assert [label for _, label in _samples(imagenet, tmp_path)] == [1]
+    assert [label for _, label in class_labels(imagenet, tmp_path)] == [1]
 
 
 def test_the_documents_example_runs_without_this_package(model: nn.Module, folder: Path, exported: Exported) -> None:

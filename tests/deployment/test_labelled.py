@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from iformer.deployment.export import _samples
+from iformer.deployment.accuracy import class_labels
 from iformer.models.saved import Model
 
 MODEL = Model("tiny", "classification", None, ("ant", "bee"), {}, "")
@@ -15,9 +15,9 @@ def test_classes_are_the_first_level_of_folders_and_hidden_files_are_none(tmp_pa
     for name in ("ant/day1/a.png", "bee/b.png", "bee/.ipynb_checkpoints/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(tmp_path / name)
-    found = [(path.name, label) for path, label in _samples(MODEL, tmp_path)]
+    found = [(path.name, label) for path, label in class_labels(MODEL, tmp_path)]
     assert found == [("a.png", 0), ("b.png", 1)]
     (tmp_path / "cow").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "cow/d.png")
     with pytest.raises(ValueError, match="cow is not a class of the model"):
-        _samples(MODEL, tmp_path)
+        class_labels(MODEL, tmp_path)

@@ -113,7 +113,10 @@ def test_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
-    with pytest.raises(OSError, match=r"iformer_small: its weights could not be fetched \(no route\); give the path"):
+    with pytest.raises(
+        OSError,
+        match=r"iformer_small: its weights could not be fetched \(no route\); give a local copy: --weights FILE",
+    ):
         create("iformer_small", pretrained=True)
 
 

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,10 +102,39 @@ def test_the_documents_example_segments_as_predict_does(trained: Path, tmp_path:
         assert mask.palette.getdata()[1][:9] == labels.palette.getdata()[1][:9]
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_miou_before_and_after(dynamic: bool, trained: Path, scenes: Path, tmp_path: Path, iformer: Command) -> None:
+    folder = tmp_path / "ignoring"
+    shutil.copytree(trained / "semantic_fpn", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["label_maps"] = {"ignore_labels": [9]}  # the rim of the scenes
+    (folder / "config.json").write_text(json.dumps(config))
+    options = ["--labelled", scenes / "images/val", "--output", tmp_path / "file.xml", "--format", "openvino"]
+    status, out, err = iformer("export", folder, *options, *["--dynamic"] * dynamic, "--json")
+    assert not status, err
+    accuracy = json.loads(out)["accuracy"]
+    assert accuracy["images"] == 3
+    assert accuracy["file"]["miou"] == pytest.approx(accuracy["eager"]["miou"], abs=1e-3)
+    if dynamic:
+        results = segment(folder, sorted((scenes / "images/val").iterdir()), tmp_path)
+        assert accuracy["eager"]["miou"] == pytest.approx(miou(results, scenes / "labels/val"), abs=1e-6)
+
+
+def miou(results: list[dict[str, Any]], maps: Path) -> float:
+    """The mIoU of label maps that predict has written, from the sets of their pixels."""
+    found, truth = (
+        np.concatenate([np.asarray(Image.open(file)).flatten() for file in files])
+        for files in ([result["labels"] for result in results], sorted(maps.iterdir()))
+    )
+    known = truth != 9
+    pairs = [((found == label) & known, (truth == label) & known) for label in range(3)]
+    return float(np.mean([(one & other).sum() / (one | other).sum() for one, other in pairs if (one | other).any()]))
+
+
 @pytest.mark.parametrize(
     ("architecture", "options", "message"),
     [
-        ("semantic_fpn", ("--labelled", "."), "is not a classifier; leave --labelled out"),
+        ("semantic_fpn", ("--labelled", "."), "has no label maps; expected a folder like images/val"),
         ("semantic_fpn", ("--size", "0", "64"), "size is (0, 64), expected the images' height and width"),
         ("semantic_fpn", ("--precision", "int8"), "needs images to calibrate on"),
         ("semantic_fpn", ("--images", "nowhere"), "nowhere: no such file or folder"),
