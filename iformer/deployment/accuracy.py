@@ -113,11 +113,12 @@ def _average_precision(model: Model, folder: Path, unreadable: Unreadable) -> tu
     file = folder.parent / "annotations" / f"instances_{folder.name}.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file, which should hold the annotations of the images in {folder}")
-    annotations = read_annotations(file)
+    masks = model.network.finds_masks
+    annotations = read_annotations(file, masks=masks)
     if list(annotations.category_ids) != list(model.config["category_ids"]):
         raise ValueError(f"{file}: its categories are not those of the model")
-    images = CocoImages(folder, annotations, training=False, hflip=0.0)
-    precision, count = AveragePrecision(), 0
+    images = CocoImages(folder, annotations, training=False, hflip=0.0, masks=masks)
+    precision, count = AveragePrecision(masks), 0
     for index, entry in enumerate(annotations.images):
         path = folder / entry["file_name"]
         if path in unreadable:
@@ -128,11 +129,12 @@ def _average_precision(model: Model, folder: Path, unreadable: Unreadable) -> tu
             unreadable[path] = str(error)
             continue
         (found,) = model.network([image], paste=False)
-        found["masks"] = pasted(dict(found), (image.shape[1], image.shape[2]))
+        if masks:
+            found["masks"] = pasted(dict(found), (image.shape[1], image.shape[2]))
         precision.update([found], [target])
         count += 1
     summary = precision.summary() if count else {}
-    return count, {key: summary.get(key, 0.0) for key in ("box_ap", "mask_ap")}
+    return count, {key: summary.get(key, 0.0) for key in ("box_ap", "mask_ap") if masks or key == "box_ap"}
 
 
 def _label_maps(folder: Path) -> Path:

@@ -18,7 +18,7 @@ NEEDED = {
 """The keys of the metadata that a file of each task must have."""
 
 DETECTIONS = ("boxes", "labels", "scores", "masks")
-"""The outputs of a detector's file, in their order."""
+"""The outputs of a detector's file, in their order; there is no last one if it finds boxes only."""
 
 
 class ExportedNetwork(nn.Module):
@@ -40,16 +40,22 @@ class ExportedNetwork(nn.Module):
 
 
 class ExportedDetector(nn.Module):
-    """The engine of a detector's file, from a list of images ``(3, H, W)`` to the objects in them."""
+    """The engine of a detector's file, from a list of images ``(3, H, W)`` to the objects in them.
 
-    def __init__(self, engine: engines.Engine) -> None:
+    Args:
+        engine: The engine.
+        finds_masks: Whether the file has masks among its outputs.
+    """
+
+    def __init__(self, engine: engines.Engine, finds_masks: bool = True) -> None:
         super().__init__()
-        self.engine = engine
+        self.engine, self.finds_masks = engine, finds_masks
 
     def forward(self, images: list[Tensor], paste: Literal[False] = False) -> list[dict[str, Tensor]]:
         """Return what :meth:`iformer.detection.model.Detector.forward` does, with masks relative to their boxes."""
         found = (self.engine.run(image.contiguous()) for image in images)
-        return [dict(zip(DETECTIONS, outputs, strict=True)) for outputs in found]
+        names = DETECTIONS if self.finds_masks else DETECTIONS[:-1]
+        return [dict(zip(names, outputs, strict=True)) for outputs in found]
 
 
 def read(file: Path) -> Model:
@@ -64,7 +70,8 @@ def read(file: Path) -> Model:
     task, names = about["task"], tuple(about["class_names"])
     network: nn.Module
     if task == "detection":
-        network, config = ExportedDetector(engine), {"category_ids": about["category_ids"], "class_names": names}
+        network = ExportedDetector(engine, about.get("finds_masks", True))
+        config = {"category_ids": about["category_ids"], "class_names": names}
     else:
         network, config = ExportedNetwork(engine, about["dynamic"]), _config(about)
     return Model(about["model"], task, network.eval(), names, config, str(file), about["precision"])

@@ -97,7 +97,9 @@ def metadata(model: Model, precision: str, dynamic: bool = False) -> Metadata:
     """Return the metadata of a file, whose values are text; all but names and precision are JSON."""
     keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
     told: dict[str, Any] = {"dynamic": dynamic, "class_names": model.class_names}
-    if model.task != "detection":
+    if model.task == "detection":
+        told["finds_masks"] = model.network.finds_masks
+    else:
         told["preprocessing"] = {key: model.config[key] for key in keys}
     others = ("palette", "resize", "window", "flip_test", "category_ids")
     told |= {key: model.config[key] for key in others if model.config.get(key)}

@@ -102,7 +102,7 @@ def _fix_size(model: nn.Module, size: tuple[int, int]) -> None:
         if isinstance(module, Stem):
             stride = module.conv1.stride[0] * module.conv2.stride[0]
         elif isinstance(module, InceptionStage):
-            stride *= 2 if isinstance(module.downsample, Downsample) else 1
+            stride *= module.downsample.conv.stride[0] if isinstance(module.downsample, Downsample) else 1
             module.set_size((-(-size[0] // stride), -(-size[1] // stride)))
 
 

@@ -1,4 +1,4 @@
-"""Object detection: Mask R-CNN over any timm backbone, with data in COCO's format, training and prediction.
+"""Object detection: Mask R-CNN and Faster R-CNN over any timm backbone, data in COCO's format, training, prediction.
 
 Recipes name ``iformer.detection.data.CocoData`` and ``iformer.detection.task.DetectionTask``.
 """

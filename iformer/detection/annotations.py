@@ -25,7 +25,8 @@ class Annotations:
     Attributes:
         path: The path of the file.
         images: The file's images in their order, each with ``id``, ``file_name``, ``height``, ``width`` and so on.
-        objects: The annotations of each image, by the image's ``id``, as cleaned by :func:`read`.
+        objects: The annotations of each image, by the image's ``id``, as cleaned by :func:`read`. ``segmentation`` is
+            None where there is no mask.
         category_ids: The category ids in ascending order; a detector's label k, counted from 1, stands for
             ``category_ids[k - 1]``.
         class_names: The names of the classes, in the order of ``category_ids``.
@@ -37,13 +38,24 @@ class Annotations:
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
 
+    @property
+    def masked(self) -> list[bool]:
+        """Whether each annotation that is no crowd has a mask."""
+        items = (item for items in self.objects.values() for item in items)
+        return [item["segmentation"] is not None for item in items if not item["iscrowd"]]
+
+    @property
+    def total(self) -> int:
+        """The number of annotations."""
+        return sum(map(len, self.objects.values()))
+
     def unlearnable(self) -> Counter[str]:
         """Count the annotations that training cannot learn from, by reason, as far as the file itself shows."""
         reasons = (_unlearnable(item, image) for image in self.images for item in self.objects[image["id"]])
         return Counter(reason for reason in reasons if reason)
 
 
-def read(path: Path, limit: int | None = None) -> Annotations:
+def read(path: Path, limit: int | None = None, masks: bool = True) -> Annotations:
     """Read an annotation file, or only the part about its first ``limit`` images.
 
     Common deviations from the format are accepted: ids may be strings; ``iscrowd`` may be a string, a boolean or null,
@@ -53,6 +65,7 @@ def read(path: Path, limit: int | None = None) -> Annotations:
     Args:
         path: The path of the annotation file.
         limit: The number of images to keep; None keeps all of them.
+        masks: Whether to read the masks. An annotation need not have one.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -72,19 +85,20 @@ def read(path: Path, limit: int | None = None) -> Annotations:
     for place, annotation in enumerate(content["annotations"]):
         content["annotations"][place] = None  # frees the lists of a million polygons while their arrays are made
         try:
-            item = _clean(annotation, names, images)
+            item = _clean(annotation, names, images, masks)
         except ValueError as error:
             number = annotation.get("id") if isinstance(annotation, dict) else None
             name = f"annotations[{place}]" if number is None else f"annotation {number}"
             raise ValueError(f"{path}: {name} {error}") from None
         objects[item["image_id"]].append(item)
-        outlines = item["segmentation"]
+        outlines = item["segmentation"] or []
         boxes_in_pixels = boxes_in_pixels or max(item["bbox"]) > 1
         polygons_in_pixels = polygons_in_pixels or isinstance(outlines, dict) or any(max(part) > 1 for part in outlines)
     given = [item for items in objects.values() for item in items]
     if not boxes_in_pixels and any(value % 1 for item in given for value in item["bbox"]):
         raise ValueError(f"{path}: every bbox lies between 0 and 1, like shares of the image's sides; expected pixels")
-    if not polygons_in_pixels and any(value % 1 for item in given for part in item["segmentation"] for value in part):
+    polygons = (part for item in given for part in item["segmentation"] or ())
+    if not polygons_in_pixels and any(value % 1 for part in polygons for value in part):
         raise ValueError(f"{path}: every polygon lies between 0 and 1, like shares of the sides; expected pixels")
     ids, kept = tuple(sorted(names)), list(images.values())[:limit]
     return Annotations(
@@ -170,7 +184,9 @@ def _id(value: Any) -> int | str | None:
     return None
 
 
-def _clean(annotation: Any, names: dict[int, str], images: dict[int | str, dict[str, Any]]) -> dict[str, Any]:
+def _clean(
+    annotation: Any, names: dict[int, str], images: dict[int | str, dict[str, Any]], masks: bool
+) -> dict[str, Any]:
     """Return the used entries of an annotation, each converted to a single type.
 
     Raises:
@@ -188,8 +204,6 @@ def _clean(annotation: Any, names: dict[int, str], images: dict[int | str, dict[
         raise ValueError("has no bbox of four numbers")
     if not math.isfinite(sum(box)) or box[2] < 0 or box[3] < 0:
         raise ValueError(f"has bbox {box}, expected left, top, and a width and height of 0 or more")
-    if not annotation.get("segmentation"):
-        raise ValueError("has no segmentation, which Mask R-CNN learns from")
     crowd, area = annotation.get("iscrowd"), annotation.get("area")
     flag = crowd.lower() if isinstance(crowd, str) else crowd
     if isinstance(flag, (list, dict)) or flag not in FLAGS:
@@ -197,8 +211,9 @@ def _clean(annotation: Any, names: dict[int, str], images: dict[int | str, dict[
     if area is not None and (type(area) not in (int, float) or not 0 <= area < math.inf):
         raise ValueError(f"has area {str(area)[:40]}, expected a number of pixels, or null")
     image = images[number]
+    segmentation = annotation.get("segmentation") if masks else None
     try:
-        outlines = _outlines(annotation["segmentation"], [image["height"], image["width"]])
+        outlines = _outlines(segmentation, [image["height"], image["width"]]) if segmentation else None
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"has an unreadable segmentation ({error})") from None
     return {
@@ -207,7 +222,7 @@ def _clean(annotation: Any, names: dict[int, str], images: dict[int | str, dict[
         "category_id": category,
         "bbox": box,
         "iscrowd": FLAGS[flag],
-        "area": area or 0,  # where it is 0, evaluation counts the pixels of the mask
+        "area": area or 0,  # where it is 0, evaluation counts the pixels of the mask, or of the box
         "segmentation": outlines,
     }
 
@@ -256,22 +271,26 @@ def _unlearnable(item: dict[str, Any], image: dict[str, Any]) -> str | None:
     right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
     if right - max(left, 0) < 1 or bottom - max(top, 0) < 1:
         return "boxes of less than a pixel in the image"
-    if not item["segmentation"]:
+    if item["segmentation"] == []:
         return "polygons of fewer than three points"
     return None
 
 
-def targets(objects: Sequence[dict[str, Any]], category_ids: Sequence[int], size: tuple[int, int]) -> dict[str, Tensor]:
+def targets(
+    objects: Sequence[dict[str, Any]], category_ids: Sequence[int], size: tuple[int, int], masks: bool = True
+) -> dict[str, Tensor]:
     """Return the n objects of an image as a detector's target.
 
     Args:
         objects: The annotations of the image, as cleaned by :func:`read`.
         category_ids: The category ids in ascending order, from which the labels are counted.
         size: The height and width of the image in pixels.
+        masks: Whether the detector finds masks.
 
     Returns:
-        ``boxes`` ``(n, 4)`` as corners in pixels, ``labels`` ``(n,)`` counted from 1, ``masks`` ``(n, H, W)`` of 0
-        and 1, and ``iscrowd`` and ``area`` ``(n,)``, which evaluation needs.
+        ``boxes`` ``(n, 4)`` as corners in pixels, ``labels`` ``(n,)`` counted from 1, and ``iscrowd`` and ``area``
+        ``(n,)``, which evaluation needs. For a detector of masks also ``masks`` ``(n, H, W)`` of 0 and 1, and
+        ``masked`` ``(n,)`` of bool: whether the object has a mask. If it has none, its mask is its box.
 
     Raises:
         ValueError: A segmentation cannot be decoded. The message names the annotation.
@@ -279,21 +298,33 @@ def targets(objects: Sequence[dict[str, Any]], category_ids: Sequence[int], size
     labels = {category: label for label, category in enumerate(category_ids, start=1)}
     boxes = torch.tensor([item["bbox"] for item in objects], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    masks = [_mask(item, size) for item in objects]
-    return {
+    target = {
         "boxes": boxes,
         "labels": torch.tensor([labels[item["category_id"]] for item in objects], dtype=torch.int64),
-        "masks": torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), np.uint8)),
         "iscrowd": torch.tensor([item.get("iscrowd", 0) for item in objects], dtype=torch.int64),
         "area": torch.tensor([item.get("area", 0) for item in objects], dtype=torch.float32),
     }
+    if masks:
+        decoded = [_mask(item, size) for item in objects]
+        target["masks"] = torch.from_numpy(np.stack(decoded) if decoded else np.zeros((0, *size), np.uint8))
+        target["masked"] = torch.tensor([item["segmentation"] is not None for item in objects], dtype=torch.bool)
+    return target
 
 
 def _mask(annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    if annotation["segmentation"] is None:
+        return _rectangle(annotation["bbox"], size)
     try:
         return decode(annotation["segmentation"], size)
     except Exception as error:  # the decoder raises exceptions of many kinds
         raise ValueError(f"annotation {annotation.get('id')} has an unreadable segmentation ({error})") from error
+
+
+def _rectangle(box: Sequence[float], size: tuple[int, int]) -> np.ndarray:
+    left, top, width, height = box
+    mask = np.zeros(size, np.uint8)
+    mask[max(round(top), 0) : max(round(top + height), 0), max(round(left), 0) : max(round(left + width), 0)] = 1
+    return mask
 
 
 def decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:

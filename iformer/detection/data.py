@@ -31,6 +31,9 @@ class CocoData(DataModule):
     and ignores detections in crowd regions. Images without annotations serve as background. An image is turned upright
     if it has the annotated size only then.
 
+    Masks are read if the task's detector finds masks. Where only some objects have one, the others take part in all but
+    the mask's loss and AP.
+
     Args:
         root: The folder to which the other paths are relative.
         train_images: The folder of the training images.
@@ -77,7 +80,7 @@ class CocoData(DataModule):
         Raises:
             FileNotFoundError: An annotation file or a folder of images does not exist.
             ValueError: A file is not in COCO's format, training and validation differ in their classes, or training
-                would have nothing to learn from.
+                would have nothing to learn from, or no masks where the detector finds masks.
         """
         self._splits = {"val": self._open("val")}
         if stage in (None, "fit"):
@@ -95,8 +98,11 @@ class CocoData(DataModule):
         folder = root / self.settings[f"{split}_images"]
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder of images")
-        annotations = read(root / self.settings[f"{split}_annotations"], self.settings.limit)
-        return CocoImages(folder, annotations, split == "train", self.settings.hflip)
+        masks: bool = self.of_task("finds_masks", True)
+        annotations = read(root / self.settings[f"{split}_annotations"], self.settings.limit, masks)
+        if masks and not all(annotations.masked):
+            _tell_of_masks(annotations, split)
+        return CocoImages(folder, annotations, split == "train", self.settings.hflip, masks)
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled, augmented batches, starting from the trainer's position in the epoch."""
@@ -119,6 +125,22 @@ class CocoData(DataModule):
         return self.loader(images, batches, split == "train", collate_fn=collate)
 
 
+def _tell_of_masks(annotations: Annotations, split: str) -> None:
+    """Log how many objects have no mask.
+
+    Raises:
+        ValueError: The annotations are for training, and no object has a mask.
+    """
+    path, masked = annotations.path, annotations.masked
+    if split == "train" and not any(masked):
+        raise ValueError(
+            f"{path}: none of its {len(masked)} objects has a segmentation, from which Mask R-CNN learns masks; "
+            "set model.init_args.architecture to faster_rcnn, which needs boxes only"
+        )
+    told = "they teach boxes and classes only" if split == "train" else "the AP of masks ignores them"
+    logger.warning("%s: %d of %d objects have no segmentation: %s", path, masked.count(False), len(masked), told)
+
+
 def _require_learnable(annotations: Annotations) -> None:
     """Warn if training leaves out many of the annotations.
 
@@ -126,7 +148,7 @@ def _require_learnable(annotations: Annotations) -> None:
         ValueError: There are no annotations, or training leaves out all of them.
     """
     path, images = annotations.path, f"{len(annotations.images)} images"
-    total = sum(len(annotations.objects[image["id"]]) for image in annotations.images)
+    total = annotations.total
     if not total:
         raise ValueError(f"{path}: nothing to learn from, its {images} have no annotations")
     reasons = annotations.unlearnable()
@@ -145,11 +167,15 @@ class CocoImages(Dataset[Sample]):
         annotations: The annotations of the images.
         training: Whether to flip images at random and to leave out annotations that training cannot learn from.
         hflip: The probability of a horizontal flip in training.
+        masks: Whether the targets have masks.
     """
 
-    def __init__(self, folder: Path, annotations: Annotations, training: bool, hflip: float) -> None:
-        self.folder, self.annotations, self.training = folder, annotations, training
-        steps = [v2.RandomHorizontalFlip(hflip), v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)]
+    def __init__(
+        self, folder: Path, annotations: Annotations, training: bool, hflip: float, masks: bool = True
+    ) -> None:
+        self.folder, self.annotations, self.training, self.masks = folder, annotations, training, masks
+        sanitize = v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_of_each_object)
+        steps = [v2.RandomHorizontalFlip(hflip), v2.ClampBoundingBoxes(), sanitize]
         self.transform = v2.Compose(steps if training else [v2.Identity()])
 
     def __len__(self) -> int:
@@ -185,17 +211,25 @@ class CocoImages(Dataset[Sample]):
         if self.training:
             objects = [item for item in objects if not item.get("iscrowd")]
         try:
-            target = targets(objects, self.annotations.category_ids, size)
+            target = targets(objects, self.annotations.category_ids, size, self.masks)
         except ValueError as error:  # this type keeps to one line even if a worker raises it
             raise UnreadableImageError(f"{self.annotations.path}: {error}") from None
         if self.training:
+            target = {name: value for name, value in target.items() if name not in ("iscrowd", "area")}
+        if self.training and self.masks:
             seen = target["masks"].flatten(1).any(1).bool()
-            target = {name: target[name][seen] for name in ("boxes", "labels", "masks")}
+            target = {name: value[seen] for name, value in target.items()}
         target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
-        target["masks"] = tv_tensors.Mask(target["masks"])
+        if self.masks:
+            target["masks"] = tv_tensors.Mask(target["masks"])
         pixels, target = self.transform(tv_tensors.Image(image), target)
         plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
         return pixels.as_subclass(Tensor).float() / 255, plain
+
+
+def _of_each_object(sample: tuple[Tensor, dict[str, Tensor]]) -> list[Tensor]:
+    """Return what a target says of each object besides its box and mask."""
+    return [value for name, value in sample[1].items() if name not in ("boxes", "masks")]
 
 
 class AspectBatchSampler(ResumableBatchSampler):

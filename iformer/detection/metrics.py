@@ -12,7 +12,7 @@ from torchvision.ops import box_convert
 
 from iformer.detection.masks import run_lengths
 
-KINDS = {"box": "bbox", "mask": "segm"}
+KINDS: dict[str, Any] = {"box": "bbox", "mask": "segm"}  # as torchmetrics calls them
 SUMMARY = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
 SUMMARY |= {f"ap_{size}": f"map_{size}" for size in ("small", "medium", "large")}
 
@@ -22,12 +22,18 @@ class AveragePrecision(MeanAveragePrecision):
 
     At most 100 detections in an image count. :meth:`update` takes the detector's outputs and the targets of
     :mod:`iformer.detection.annotations`, both in pixels of the stored images. The ranks may have seen different numbers
-    of images.
+    of images. The AP of masks ignores objects without a mask, and the masks found in their boxes, as if they were
+    crowds.
+
+    Args:
+        masks: Whether to evaluate masks too.
     """
 
-    def __init__(self) -> None:
+    mask_crowds: list[Tensor]
+
+    def __init__(self, masks: bool = True) -> None:
         super().__init__(
-            iou_type=("bbox", "segm"),
+            iou_type=("bbox", "segm") if masks else "bbox",
             # In double precision, as in the reference. torchmetrics rounds its defaults to single precision, which
             # changes the AP of a few hundred objects by 0.001 if a recall falls on a threshold.
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
@@ -36,6 +42,8 @@ class AveragePrecision(MeanAveragePrecision):
             extended_summary=True,
         )
         self.warn_on_many_detections = False
+        self.kinds = ("box", "mask") if masks else ("box",)
+        self.add_state("mask_crowds", default=[], dist_reduce_fx=None)
 
     def update(self, preds: list[dict[str, Any]], target: list[dict[str, Tensor]]) -> None:
         """Add the detections and targets of images.
@@ -48,26 +56,39 @@ class AveragePrecision(MeanAveragePrecision):
             target: The target of each image.
         """
         for found, wanted in zip(preds, target, strict=True):
-            masks = found["masks"][:, 0] > 0.5 if isinstance(found["masks"], Tensor) else found["masks"]
             self.detection_box.append(box_convert(found["boxes"], "xyxy", "xywh"))
-            self.detection_mask.append(_encoded(masks))
             self.detection_labels.append(found["labels"])
             self.detection_scores.append(found["scores"])
             self.groundtruth_box.append(box_convert(wanted["boxes"], "xyxy", "xywh"))
-            self.groundtruth_mask.append(_encoded(wanted["masks"]))
             self.groundtruth_labels.append(wanted["labels"])
             self.groundtruth_crowds.append(wanted["iscrowd"])
             self.groundtruth_area.append(wanted["area"])
+            if "mask" in self.kinds:
+                masks = found["masks"][:, 0] > 0.5 if isinstance(found["masks"], Tensor) else found["masks"]
+                self.detection_mask.append(_encoded(masks))
+                self.groundtruth_mask.append(_encoded(wanted["masks"]))
+                self.mask_crowds.append(wanted["iscrowd"] | ~wanted["masked"])
+                self.groundtruth_area[-1] = wanted["area"].where(wanted["area"] > 0, wanted["masks"].sum((1, 2)))
+
+    def compute(self) -> dict[str, Any]:
+        """Return what torchmetrics computes for boxes and for masks, under names such as ``box_map_50``."""
+        result: dict[str, Any] = {}
+        crowds: dict[str, Any] = {"box": self.groundtruth_crowds, "mask": self.mask_crowds}
+        for kind in self.kinds:
+            self.iou_type, self.groundtruth_crowds = (KINDS[kind],), crowds[kind]
+            result |= {f"{kind}_{name}": value for name, value in super().compute().items()}
+        self.groundtruth_crowds = crowds["box"]
+        return result
 
     def summary(self) -> dict[str, float]:
-        """Return ``box_ap``, ``box_ap50``, ``box_ap75``, ``box_ap_small`` and so on, and the same values for masks.
+        """Return ``box_ap``, ``box_ap50``, ``box_ap75``, ``box_ap_small`` and so on, and the same for masks.
 
         The values lie between 0 and 1; a value is -1 if there are no objects to find, for example none of a size.
         """
         self._result = self.compute()
         return {
-            f"{kind}_{name}": float(self._result[f"{prefix}_{key}"])
-            for kind, prefix in KINDS.items()
+            f"{kind}_{name}": float(self._result[f"{kind}_{key}"])
+            for kind in self.kinds
             for name, key in SUMMARY.items()
         }
 
@@ -77,11 +98,11 @@ class AveragePrecision(MeanAveragePrecision):
         :meth:`summary` must have been called before.
         """
         rows: dict[int, dict[str, float]] = {}
-        for i, label in enumerate(self._result["classes"].reshape(-1).tolist()):
+        for i, label in enumerate(self._result["box_classes"].reshape(-1).tolist()):
             rows[label] = {}
-            for kind, prefix in KINDS.items():
+            for kind in self.kinds:
                 # (IoU thresholds, recalls, classes, areas, numbers of detections); -1 where there is no object
-                precision = self._result[f"{prefix}_precision"][:, :, i, 0, -1]
+                precision = self._result[f"{kind}_precision"][:, :, i, 0, -1]
                 rows[label] |= {f"{kind}_ap": float(precision.mean()), f"{kind}_ap50": float(precision[0].mean())}
         return rows
 

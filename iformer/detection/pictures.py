@@ -26,7 +26,7 @@ def draw(
     Args:
         image: The image ``(3, H, W)`` of uint8.
         boxes: The boxes ``(n, 4)`` as corners, the best object first.
-        masks: The n masks ``(H, W)`` of bool.
+        masks: The n masks ``(H, W)`` of bool, or none at all.
         labels: The labels ``(n,)``, counted from 1.
         scores: The scores ``(n,)``.
         names: The names of the objects; names beyond the n-th are ignored.
@@ -52,7 +52,7 @@ def _blended(image: Tensor, masks: Iterable[Tensor], colours: Sequence[Colour]) 
     """Return ``image`` coloured under the masks and darkened where they overlap, holding one mask at a time."""
     covered = torch.zeros(image.shape[1:], dtype=torch.uint8)
     drawn = image.clone()
-    for mask, hue in zip(masks, colours, strict=True):
+    for mask, hue in zip(masks, colours, strict=False):
         drawn[:, mask] = torch.tensor(hue, dtype=torch.uint8)[:, None]
         covered = (covered + mask).clamp_(max=2)
     drawn[:, covered > 1] = 0

@@ -1,8 +1,9 @@
 """Prediction with a detector: objects in images, and pictures of them."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -21,8 +22,9 @@ class Predictor:
     For each image it writes a picture ``NAME.jpg`` with the objects whose score is at least the threshold.
 
     The result for an image has ``picture``, ``height``, ``width`` and all ``objects``, the best first. Each object is
-    described as in COCO (``category_id``, ``bbox`` as left, top, width and height, ``segmentation`` as run lengths,
-    ``area``) together with its ``name`` and ``score``. Coordinates are pixels of the upright image.
+    described as in COCO (``category_id``, ``bbox`` as left, top, width and height, ``area``, and ``segmentation`` as
+    run lengths if the detector finds masks) together with its ``name`` and ``score``. Coordinates are pixels of the
+    upright image.
 
     Args:
         model: The detector.
@@ -34,24 +36,12 @@ class Predictor:
 
     doing = "Detecting"
     batch_size = 1
-    schema: ClassVar[dict[str, Any]] = {
-        "height": int,
-        "width": int,
-        "picture": str,
-        "objects": [
-            {
-                "name": str,
-                "score": float,
-                "category_id": int,
-                "bbox": [float],
-                "area": int,
-                "segmentation": {"size": [int], "counts": str},
-            }
-        ],
-    }
 
     def __init__(self, model: Model, options: Options) -> None:
         self.model, self.options, self.names = model, options, DistinctStems()
+        box = {"name": str, "score": float, "category_id": int, "bbox": [float], "area": int}
+        mask = {"segmentation": {"size": [int], "counts": str}} if model.network.finds_masks else {}
+        self.schema: dict[str, Any] = {"height": int, "width": int, "picture": str, "objects": [{**box, **mask}]}
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)
 
@@ -73,8 +63,9 @@ class Predictor:
             return size
         picture = self.options.output / f"{self.names.name(path)}.jpg"
         seen = found["scores"] >= self.options.threshold
-        masks = (from_run_lengths(described[i]["segmentation"]) for i in seen.nonzero()[:, 0].tolist())
-        names = [item["name"] for item, drawn in zip(described, seen.tolist(), strict=True) if drawn]
+        drawn = [described[i] for i in seen.nonzero()[:, 0].tolist()]
+        masks = (from_run_lengths(item["segmentation"]) for item in drawn if "segmentation" in item)
+        names = [item["name"] for item in drawn]
         draw(image, found["boxes"][seen], masks, found["labels"][seen], found["scores"][seen], names, picture)
         return {"picture": str(picture), **size}
 
@@ -116,27 +107,31 @@ def objects(found: dict[str, Tensor], size: tuple[int, int], config: dict[str, A
     """Return the objects that a detector found in an image, described as in COCO.
 
     Args:
-        found: The detector's outputs: ``boxes`` as corners, ``labels`` counted from 1, ``scores``, and ``masks``
-            relative to their boxes.
+        found: The detector's outputs: ``boxes`` as corners, ``labels`` counted from 1, ``scores``, and, if it finds
+            masks, ``masks`` relative to their boxes.
         size: The height and width of the image in pixels.
         config: The model's configuration, with ``category_ids`` and ``class_names``.
     """
     described = []
-    for i, (mask, box) in enumerate(zip(pasted(found, size), found["boxes"].tolist(), strict=True)):
+    masks = pasted(found, size) if "masks" in found else itertools.repeat(None)
+    for i, (box, mask) in enumerate(zip(found["boxes"].tolist(), masks, strict=False)):
         left, top, right, bottom = box
-        encoded, label = run_lengths(mask), int(found["labels"][i])
-        counts = encoded["counts"]
+        label = int(found["labels"][i])
         described.append(
             {
                 "name": config["class_names"][label - 1],
                 "score": round(float(found["scores"][i]), 4),
                 "category_id": config["category_ids"][label - 1],
                 "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
-                "area": int(mask.sum()),
-                "segmentation": {
-                    "size": list(encoded["size"]),
-                    "counts": counts.decode() if isinstance(counts, bytes) else counts,
-                },
+                **({"area": round((right - left) * (bottom - top))} if mask is None else _described(mask)),
             }
         )
     return described
+
+
+def _described(mask: Tensor) -> dict[str, Any]:
+    """Return a mask's ``area`` and its ``segmentation`` as run lengths in text."""
+    encoded = run_lengths(mask)
+    counts = encoded["counts"]
+    text = counts.decode() if isinstance(counts, bytes) else counts
+    return {"area": int(mask.sum()), "segmentation": {"size": list(encoded["size"]), "counts": text}}

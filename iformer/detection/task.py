@@ -20,15 +20,15 @@ Batch = tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]
 
 
 class DetectionTask(Task):
-    """A task that trains Mask R-CNN and evaluates it by COCO's AP of boxes and masks.
+    """A task that trains Mask R-CNN or Faster R-CNN and evaluates it by COCO's AP of boxes and masks.
 
-    Training minimises the sum of Mask R-CNN's five losses with AdamW, whose learning rate falls in steps. The batches
-    are those of :class:`iformer.detection.data.CocoData`.
+    Training minimises the sum of the detector's losses, five or without masks four, with AdamW, whose learning rate
+    falls in steps. The batches are those of :class:`iformer.detection.data.CocoData`.
 
     Args:
         backbone: The name of a timm model, such as ``iformer_small``.
         num_classes: The number of classes without the background, which must equal that of the data.
-        architecture: The name of the architecture, ``mask_rcnn``.
+        architecture: The name of the architecture: ``mask_rcnn``, or ``faster_rcnn``, which finds boxes only.
         pretrained: The backbone's weights: ``true`` for the released ones, a file, or a saved classifier's folder.
         model_args: Further arguments of the function in :mod:`iformer.detection.model`, such as ``min_size`` and
             ``backbone_args``.
@@ -61,14 +61,15 @@ class DetectionTask(Task):
         self.model.to(memory_format=torch.channels_last)
         self.model.set_grad_checkpointing(grad_checkpointing)
         self.num_classes, self.optimization = num_classes, optimization
-        self.average_precision = AveragePrecision()
+        self.finds_masks: bool = self.model.finds_masks
+        self.average_precision = AveragePrecision(self.finds_masks)
 
     def build(self) -> nn.Module:
         """Return a detector like ``model``, without its weights."""
         return build(**self.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the sum of the five losses."""
+        """Return the sum of the losses."""
         images, targets = batch
         losses: dict[str, Tensor] = self.model(list(images), list(targets))
         loss = torch.stack(list(losses.values())).sum()
@@ -81,8 +82,9 @@ class DetectionTask(Task):
         images, targets = batch
         if images:  # a rank has none if the others have one more
             found = self.model(list(images), paste=False)
-            for image, objects in zip(images, found, strict=True):
-                objects["masks"] = pasted(dict(objects), (image.shape[-2], image.shape[-1]))
+            if self.finds_masks:
+                for image, objects in zip(images, found, strict=True):
+                    objects["masks"] = pasted(dict(objects), (image.shape[-2], image.shape[-1]))
             self.average_precision.update(found, list(targets))
 
     test_step = validation_step

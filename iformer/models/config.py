@@ -123,12 +123,12 @@ class SegmenterConfig(_Strict):
 
 
 class DetectorNetwork(BaseModel):
-    """Arguments of :func:`iformer.detection.model.build`; keys not listed here are torchvision's Mask R-CNN's."""
+    """Arguments of :func:`iformer.detection.model.build`; keys not listed here are those of torchvision's detector."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Plain]
 
-    architecture: Literal["mask_rcnn"]
+    architecture: Literal["mask_rcnn", "faster_rcnn"]
     backbone: Model
     num_classes: Annotated[int, Field(ge=1, le=100_000)]
     backbone_args: Arguments = {}

@@ -25,8 +25,16 @@ from timm.layers import (
 )
 from torch import Tensor, nn
 
+from iformer.models.dilation import dilate
 from iformer.models.pooling import AveragePool
-from iformer.models.timm_interface import BlockSequence, TimmInterface, by_stage, check_arguments, map_sizes
+from iformer.models.timm_interface import (
+    BlockSequence,
+    TimmInterface,
+    by_stage,
+    check_arguments,
+    check_strides,
+    map_sizes,
+)
 
 
 def nchw(x: Tensor) -> Tensor:
@@ -316,6 +324,8 @@ class InceptionTransformer(TimmInterface):
         layer_scales: Initial LayerScale per stage; None for none.
         mlp_ratio: Hidden width of the feed-forward network, relative to its input.
         stem_stride: Stride of the stem, 4 or 2.
+        output_stride: Greatest stride of a map: 32, 16 or 8. Stages that would exceed it are dilated instead; see
+            :mod:`iformer.models.dilation`.
         init_std: Standard deviation of the initial weights. None is PyTorch's default, which is larger for narrower
             layers: with about 100 channels or fewer, 0.02 is so small that training starts slowly.
         drop_rate: Dropout rate before the classifier.
@@ -344,6 +354,7 @@ class InceptionTransformer(TimmInterface):
         layer_scales: tuple[Optional[float], ...] = (None, None, 1e-6, 1e-6),
         mlp_ratio: float = 4.0,
         stem_stride: int = 4,
+        output_stride: int = 32,
         init_std: Optional[float] = 0.02,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -352,8 +363,9 @@ class InceptionTransformer(TimmInterface):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        check_arguments(depths, dims, num_heads, attention_heads, conv_ratio, pool_strides, layer_scales, stem_stride)
-        super().__init__(in_chans, num_classes, global_pool, dims, stem_stride)
+        check_arguments(depths, dims, num_heads, attention_heads, conv_ratio, pool_strides, layer_scales)
+        check_strides(stem_stride, output_stride)
+        super().__init__(in_chans, num_classes, global_pool, dims, stem_stride, output_stride)
         dd = {"device": device, "dtype": dtype}
         self.num_heads = tuple(num_heads)
         self.attention_heads = by_stage(attention_heads, depths)
@@ -383,6 +395,7 @@ class InceptionTransformer(TimmInterface):
                 for i, dim in enumerate(dims)
             ]
         )
+        dilate(self.stages, stem_stride, output_stride)
         self.norm = LayerNorm(self.num_features, eps=1e-6, **dd)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features

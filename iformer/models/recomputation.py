@@ -25,7 +25,7 @@ from iformer.models.pooling import AveragePool
 
 REPEATABLE = (
     InceptionMixer, AttentionBranch, ConvBranch, MaxPoolBranch, Mlp,
-    AveragePool, nn.Linear, nn.Conv2d, nn.GELU, nn.Identity, nn.MaxPool2d,
+    AveragePool, nn.Linear, nn.Conv2d, nn.GELU, nn.Identity, nn.MaxPool2d, nn.ConstantPad2d, nn.Sequential,
 )  # fmt: skip
 """Modules that are known to draw no random numbers. Others, such as adapters that are added later, might."""
 

@@ -39,6 +39,7 @@ class TimmInterface(nn.Module):
         global_pool: timm's name of the pooling before the classifier; '' for none.
         dims: Number of channels per stage.
         stem_stride: Stride of the first stage's map; each further stage doubles it.
+        output_stride: Greatest stride of a map.
     """
 
     output_fmt = "NCHW"
@@ -54,7 +55,13 @@ class TimmInterface(nn.Module):
         def _norm(self, x: Tensor) -> Tensor: ...
 
     def __init__(
-        self, in_chans: int, num_classes: int, global_pool: str, dims: Sequence[int], stem_stride: int
+        self,
+        in_chans: int,
+        num_classes: int,
+        global_pool: str,
+        dims: Sequence[int],
+        stem_stride: int,
+        output_stride: int,
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
@@ -63,7 +70,7 @@ class TimmInterface(nn.Module):
         self.num_features = self.head_hidden_size = dims[-1]
         self.stem_stride = stem_stride
         self.feature_info = [
-            dict[str, Any](num_chs=dim, reduction=stem_stride * 2**i, module=f"stages.{i}")
+            dict[str, Any](num_chs=dim, reduction=min(stem_stride * 2**i, output_stride), module=f"stages.{i}")
             for i, dim in enumerate(dims)
         ]
         self.grad_checkpointing = False
@@ -175,7 +182,7 @@ class TimmInterface(nn.Module):
 
 
 def map_sizes(img_size: Union[int, tuple[int, int]], stem_stride: int, stages: int) -> list[tuple[int, int]]:
-    """Return the height and width of each stage's map for images of ``img_size`` pixels."""
+    """Return the height and width of each stage's map for images of ``img_size`` pixels, without dilation."""
     height, width = to_2tuple(img_size)
     strides = [stem_stride * 2**i for i in range(stages)]
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
@@ -195,7 +202,6 @@ def check_arguments(
     conv_ratio: float,
     pool_strides: Sequence[int],
     layer_scales: Sequence[Optional[float]],
-    stem_stride: int,
 ) -> None:
     """Raise ValueError, naming the value, if the arguments of InceptionTransformer contradict each other."""
     per_stage = {"dims": dims, "num_heads": num_heads, "pool_strides": pool_strides, "layer_scales": layer_scales}
@@ -221,5 +227,11 @@ def check_arguments(
                 )
     if not 0 <= conv_ratio <= 1:
         raise ValueError(f"conv_ratio is {conv_ratio}, expected 0 to 1")
+
+
+def check_strides(stem_stride: int, output_stride: int) -> None:
+    """Raise ValueError, naming the value, for strides that InceptionTransformer does not have."""
     if stem_stride not in (2, 4):
         raise ValueError(f"stem_stride is {stem_stride}, expected 2 or 4")
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride is {output_stride}, expected 8, 16 or 32")

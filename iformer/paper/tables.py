@@ -17,7 +17,8 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from iformer.common.provenance import provenance
-from iformer.detection.model import Detector, mask_rcnn
+from iformer.detection.model import Detector
+from iformer.detection.model import build as build_detector
 from iformer.paper.complexity import CONVENTIONS, Complexity, Convention, build, count
 from iformer.paper.published import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5, PaperTable, Row
 from iformer.segmentation.model import build as build_segmenter
@@ -121,7 +122,7 @@ class _DetectorCost(nn.Module):
 
 def _detector(row: Row) -> Complexity:
     with torch.device("meta"):
-        model = _DetectorCost(mask_rcnn(row.model, num_classes=80, backbone_args=row.model_args))
+        model = _DetectorCost(build_detector("mask_rcnn", row.model, num_classes=80, backbone_args=row.model_args))
     return count(model, (3, *row.size))
 
 

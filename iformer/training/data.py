@@ -35,6 +35,10 @@ class DataModule(lightning.LightningDataModule):
         """The rank of this process, and the number of processes that train together."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def of_task(self, name: str, default: Any) -> Any:
+        """Return an attribute of the task that is trained with the data, or ``default`` if there is none."""
+        return getattr(getattr(self.trainer, "lightning_module", None), name, default)
+
     @property
     def loader_options(self) -> dict[str, Any]:
         """The arguments of every ``DataLoader`` of a run."""

@@ -100,6 +100,16 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def boxes_only(coco: Path) -> str:
+    """Name of an annotation file in the folder with the same boxes and no masks."""
+    content = annotations()
+    for item in content["annotations"]:
+        del item["segmentation"]
+    (coco / "boxes.json").write_text(json.dumps(content))
+    return "boxes.json"
+
+
 @pytest.fixture
 def data_arguments(coco: Path) -> dict:
     """Arguments of CocoData for the folder, as training and validation data."""

@@ -143,7 +143,11 @@ def test_limit_takes_the_first_images(data_arguments: dict) -> None:
         ),
         (lambda content: content["images"][1].update(height=None), "12.png has width and height [48, None]"),
         (lambda content: content["images"][1].update(id=11), "6 images share 5 ids"),
-        (lambda content: content["annotations"][0].pop("segmentation"), "annotation 1 has no segmentation"),
+        (
+            lambda content: [item.pop("segmentation") for item in content["annotations"] if not item["iscrowd"]],
+            "none of its 7 objects has a segmentation, from which Mask R-CNN learns masks; "
+            "set model.init_args.architecture to faster_rcnn",
+        ),
         (lambda content: content["categories"][1].update(name="bus"), ": bus, car"),
         (lambda content: content["categories"].append({"id": 8, "name": "bus"}), ": bus"),
     ],
@@ -317,7 +321,6 @@ def polygon_shares(content: dict) -> None:
         (lambda content: content["annotations"][1].update(iscrowd=[]), "annotation 2 has iscrowd [], expected 0 or 1"),
         (lambda content: content["annotations"][1].update(area=float("nan")), "annotation 2 has area nan, expected a"),
         (lambda content: content["annotations"][1].update(area="12"), "annotation 2 has area 12, expected a number"),
-        (lambda content: content["annotations"][1].update(segmentation=None), "annotation 2 has no segmentation"),
         (lambda content: content["annotations"][1].update(category_id=[3]), "annotation 2 has category_id [3]"),
         (lambda content: content["annotations"][1].update(id=None, image_id=None), "annotations[1] has image_id None"),
         (lambda content: content["categories"].append({"id": "3", "name": "bus"}), "category 3 has two names, car and"),
@@ -350,6 +353,40 @@ def test_few_left_out_are_not_worth_a_word(tmp_path: Path, coco: Path, caplog: p
 
     CocoData(**changed(tmp_path, coco, mostly_good)).setup("fit")
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_objects_without_a_mask_keep_their_boxes(masks: bool, tmp_path: Path, coco: Path) -> None:
+    changed(tmp_path, coco, lambda content: content["annotations"][0].pop("segmentation"))
+    whole = images(coco, True)[0][1]
+    for training in (True, False):
+        found = CocoImages(coco / "images", read(tmp_path / "changed.json", None, masks), training, 0.0, masks)[0][1]
+        assert torch.equal(found["boxes"], whole["boxes"])
+        assert torch.equal(found["labels"], whole["labels"])
+        assert ("masks" in found) is ("masked" in found) is masks
+        if masks:
+            assert found["masked"].tolist() == [False, True]
+            assert torch.equal(found["masks"], whole["masks"])  # a rectangle, like its box
+
+
+def test_a_box_narrower_than_a_pixel_goes_with_all_that_is_said_of_it(tmp_path: Path, coco: Path) -> None:
+    def change(content: dict) -> None:
+        content["annotations"][5] |= {"bbox": [5, 5, 0.5, 12], "segmentation": [[5, 5, 9, 17, 5, 10]]}
+        content["annotations"][6].pop("segmentation")
+
+    changed(tmp_path, coco, change)
+    found = CocoImages(coco / "images", read(tmp_path / "changed.json"), True, 0.0)[3][1]
+    assert found["boxes"].tolist() == [[8, 10, 28, 26]]
+    assert (found["masked"].tolist(), len(found["labels"]), len(found["masks"])) == ([False], 1, 1)
+
+
+def test_how_many_have_no_mask_is_said(tmp_path: Path, coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+    arguments = changed(tmp_path, coco, lambda content: content["annotations"][0].pop("segmentation"))
+    arguments |= {"val_annotations": str(tmp_path / "changed.json")}
+    CocoData(**arguments).setup("fit")
+    told = f"{tmp_path / 'changed.json'}: 1 of 7 objects have no segmentation: "
+    assert told + "they teach boxes and classes only" in caplog.messages
+    assert told + "the AP of masks ignores them" in caplog.messages
 
 
 def turned(folder: Path, coco: Path, orientation: int) -> torch.Tensor:

@@ -129,6 +129,38 @@ def test_crowds_are_ignored_and_not_counted(tmp_path: Path) -> None:
     assert with_crowds["box_ap"] != pytest.approx(ours(content, found).summary()["box_ap"], abs=1e-3)
 
 
+def test_without_masks_the_ap_of_boxes_is_the_same() -> None:
+    content = scene(0)
+    for item in content["annotations"][::2]:
+        item["area"] = 0
+    found = guesses(content, 0)
+    both = ours(content, found)
+    boxes = AveragePrecision(masks=False)
+    wanted = [targets(objects_of(content, image["id"]), CATEGORY_IDS, SIZE, masks=False) for image in content["images"]]
+    boxes.update([{name: one[name] for name in ("boxes", "labels", "scores")} for one in found], wanted)
+    whole, alone = both.summary(), boxes.summary()
+    assert set(alone) == {name for name in whole if name.startswith("box_")}
+    for name in ("box_ap", "box_ap50", "box_ap75"):
+        assert alone[name] == whole[name]
+    assert all(set(row) == {"box_ap", "box_ap50"} for row in boxes.per_class().values())
+
+
+def test_objects_without_a_mask_count_for_boxes_only(tmp_path: Path) -> None:
+    content = scene(0)
+    found = guesses(content, 0)
+    whole = ours(content, found).summary()
+    for item in content["annotations"][::3]:
+        item["segmentation"] = None
+    partial = ours(content, found).summary()
+    for name in ("box_ap", "box_ap50", "box_ap75", "box_ap_large"):
+        assert partial[name] == whole[name]
+    for item in content["annotations"][::3]:  # as the reference ignores crowds
+        item |= {"iscrowd": 1, "segmentation": compressed(rectangle(SIZE, tuple(item["bbox"])))}
+    expected = reference(content, found, "segm", tmp_path)
+    assert partial["mask_ap"] == pytest.approx(expected.stats[0], abs=1e-4)
+    assert partial["mask_ap"] != pytest.approx(whole["mask_ap"], abs=1e-4)
+
+
 def test_more_than_a_hundred_detections_count_as_a_hundred(tmp_path: Path) -> None:
     content = scene(0, images=3)
     found = guesses(content, 0)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -33,6 +34,38 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
     saved.save_assembled(model, folder, "detection", CONFIG)
     return folder
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a detector that finds boxes only, and some everywhere."""
+    folder = tmp_path_factory.mktemp("boxes")
+    torch.manual_seed(0)
+    config = {**CONFIG, "network": {**CONFIG["network"], "architecture": "faster_rcnn"}}
+    model = build(**config["network"])
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
+    saved.save_assembled(model, folder, "detection", config)
+    return folder
+
+
+def test_boxes_without_masks_are_coco_too(boxes: Path, coco: Path, tmp_path: Path, iformer: Command) -> None:
+    image = coco / "images" / "11.png"
+    status, out, _ = iformer("predict", image, "--checkpoint", boxes, "--output", tmp_path / "out", "--json")
+    assert status == 0
+    document = json.loads(out)
+    assert document["annotations"]
+    for item in document["annotations"]:
+        assert "segmentation" not in item
+        assert item["area"] == pytest.approx(item["bbox"][2] * item["bbox"][3], abs=1)
+    (tmp_path / "found.json").write_text(json.dumps(document))
+    assert len(COCO(tmp_path / "found.json").anns) == len(document["annotations"])
+    assert Image.open(document["images"][0]["picture"]).size == (64, 48)
+    file = tmp_path / "found.parquet"
+    status, *_ = iformer("predict", image, "--checkpoint", boxes, "--output", file)
+    assert status == 0
+    (row,) = pq.read_table(file).to_pylist()
+    assert len(row["objects"]) == len(document["annotations"])
+    assert set(row["objects"][0]) == {"name", "score", "category_id", "bbox", "area"}
 
 
 def test_json_is_coco_and_the_picture_is_drawn(trained: Path, coco: Path, tmp_path: Path, iformer: Command) -> None:
@@ -126,23 +159,26 @@ import numpy, onnxruntime
 assert "torch" not in sys.modules and "iformer" not in sys.modules
 session = onnxruntime.InferenceSession(sys.argv[1])
 image = numpy.load(sys.argv[2])
-boxes, labels, scores, masks = session.run(["boxes", "labels", "scores", "masks"], {"image": image})
+outputs = [output.name for output in session.get_outputs()]
+boxes, labels, scores, *masks = session.run(outputs, {"image": image})
 names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
 print(json.dumps({"boxes": boxes.tolist(), "scores": scores.tolist(), "names": [names[i - 1] for i in labels],
-                  "masks": list(masks.shape)}))
+                  "outputs": outputs, "masks": [list(array.shape) for array in masks]}))
 """
 
 
+@pytest.mark.parametrize("kind", ["trained", "boxes"])
 def test_exported_detector_runs_without_this_package(
-    trained: Path, coco: Path, tmp_path: Path, iformer: Command
+    kind: str, request: pytest.FixtureRequest, coco: Path, tmp_path: Path, iformer: Command
 ) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
+    folder: Path = request.getfixturevalue(kind)
     image = torch.from_numpy(np.asarray(Image.open(coco / "images" / "12.png")).transpose(2, 0, 1) / np.float32(255))
     (tmp_path / "photos").mkdir()
     for name in ("11.png", "12.png"):
         (tmp_path / "photos" / name).write_bytes((coco / "images" / name).read_bytes())
-    arguments = [trained, "--output", tmp_path / "detector.onnx", "--images", tmp_path / "photos", "--json"]
+    arguments = [folder, "--output", tmp_path / "detector.onnx", "--images", tmp_path / "photos", "--json"]
     status, out, _ = iformer("export", *arguments)
     assert status == 0
     told = json.loads(out)
@@ -153,12 +189,22 @@ def test_exported_detector_runs_without_this_package(
     arguments = [sys.executable, "-I", "-c", ALONE, str(tmp_path / "detector.onnx"), str(tmp_path / "image.npy")]
     found = json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=tmp_path).stdout)
     with torch.inference_mode():
-        (expected,) = saved.resolve(trained).network([image])
+        (expected,) = saved.resolve(folder).network([image])
     assert len(found["scores"]) == len(expected["scores"]) > 0
     assert found["scores"] == pytest.approx(expected["scores"].tolist(), abs=1e-4)
     assert np.allclose(found["boxes"], expected["boxes"], atol=1e-2)
-    assert found["masks"] == [*expected["labels"].shape, 1, 28, 28]  # each inside its box
+    assert found["outputs"] == ["boxes", "labels", "scores", "masks"][: len(expected)]
+    if "masks" in expected:
+        assert found["masks"] == [[*expected["labels"].shape, 1, 28, 28]]  # each inside its box
     assert set(found["names"]) <= set(CONFIG["class_names"])
+    picture = [coco / "images" / "12.png", "--output", tmp_path / "out", "--json"]
+    documents = []
+    for model in (folder, tmp_path / "detector.onnx"):
+        status, out, _ = iformer("predict", *picture, "--model", model)
+        assert status == 0
+        documents.append(json.loads(out)["annotations"])
+    assert [set(item) for item in documents[1]] == [set(item) for item in documents[0]]
+    assert [item["category_id"] for item in documents[1]] == [item["category_id"] for item in documents[0]]
 
 
 @pytest.mark.parametrize(

@@ -70,15 +70,46 @@ def test_run_logs_each_loss_and_ap_and_leaves_a_detector(recipe: Path, tmp_path:
         assert [row["class"] for row in csv.DictReader(file)] == ["car", "train", "zebra"]
 
 
-def test_resumed_run_ends_with_the_same_weights(recipe: Path, tmp_path: Path) -> None:
-    run("fit", ["--config", str(recipe), "--trainer.limit_val_batches=0"])
+def boxes(annotations: str) -> list[str]:
+    """Arguments for a detector of boxes."""
+    data = [f"--data.init_args.{split}_annotations={annotations}" for split in ("train", "val")]
+    return ["--model.init_args.architecture=faster_rcnn", *data]
+
+
+@pytest.mark.parametrize("annotations", ["boxes.json", "annotations.json"])
+def test_a_detector_of_boxes_needs_no_masks(annotations: str, recipe: Path, boxes_only: str, tmp_path: Path) -> None:
+    results = run("fit", ["--config", str(recipe), *boxes(annotations)])
+    assert "val_box_ap" in results["metrics"]
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        columns = csv.DictReader(file).fieldnames or []
+    assert "loss_box_reg" in columns
+    assert not [name for name in columns if "mask" in name]
+    _, config = locations.find(tmp_path / "run")
+    assert config["network"]["architecture"] == "faster_rcnn"
+    run("validate", ["--config", str(recipe), *boxes(annotations), "--resume", "--verbose=false"])
+    with open(tmp_path / "run" / "per_class.csv") as file:
+        assert csv.DictReader(file).fieldnames == ["class", "box_ap", "box_ap50"]
+
+
+def test_masks_cannot_be_learned_from_boxes(recipe: Path, boxes_only: str) -> None:
+    with pytest.raises(ValueError, match=r"boxes.json: none of its 7 objects has a segmentation") as error:
+        run("fit", ["--config", str(recipe), *boxes(boxes_only)[1:]])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("architecture", ["mask_rcnn", "faster_rcnn"])
+def test_resumed_run_ends_with_the_same_weights(
+    architecture: str, recipe: Path, boxes_only: str, tmp_path: Path
+) -> None:
+    kind = boxes(boxes_only) if architecture == "faster_rcnn" else []
+    run("fit", ["--config", str(recipe), *kind, "--trainer.limit_val_batches=0"])
     whole = torch.load(checkpoints.newest(tmp_path / "run"), weights_only=False)
     resumed = tmp_path / "resumed" / "checkpoints"
     resumed.mkdir(parents=True)
     middle = tmp_path / "run" / "checkpoints" / "step-000000004.ckpt"  # in the second epoch
     (resumed / middle.name).write_bytes(middle.read_bytes())
     arguments = [f"--trainer.default_root_dir={tmp_path / 'resumed'}", "--trainer.limit_val_batches=0", "--resume"]
-    run("fit", ["--config", str(recipe), *arguments])
+    run("fit", ["--config", str(recipe), *kind, *arguments])
     again = torch.load(checkpoints.newest(tmp_path / "resumed"), weights_only=False)
     assert again["global_step"] == whole["global_step"] == 6
     for name, weight in whole["state_dict"].items():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iformer.detection.model import mask_rcnn
+from iformer.detection.model import build
 from iformer.frequency import layers
 from iformer.frequency.grad_cam import class_layer, grad_cam
 from iformer.frequency.layers import Layer
@@ -82,7 +82,7 @@ def test_a_segmenters_backbone_through_a_score() -> None:
 def test_a_detectors_backbone_through_its_boxes() -> None:
     torch.manual_seed(0)
     sizes = {"min_size": 64, "max_size": 96}
-    model = mask_rcnn("iformer_nano", num_classes=3, channels=16, box_score_thresh=0.0, **sizes).eval()
+    model = build("mask_rcnn", "iformer_nano", num_classes=3, channels=16, box_score_thresh=0.0, **sizes).eval()
     images = torch.rand(2, 3, 64, 96)
 
     def score(batch: Tensor, label: int) -> Tensor:

@@ -12,7 +12,7 @@ from torchvision.datasets import FakeData
 from iformer.classification.data import ImageData
 from iformer.classification.task import ClassificationTask
 from iformer.detection.data import CocoData
-from iformer.detection.model import mask_rcnn
+from iformer.detection.model import build
 from iformer.segmentation.data import SegmentationData
 from iformer.training.checkpoints import RunCheckpoint
 from iformer.training.launcher import run
@@ -87,7 +87,7 @@ def test_what_makes_no_sense_is_refused(name: str, key: str, value: str, tmp_pat
         (CocoData, {"limit": 0}),
         (SegmentationData, {"root": "", "class_names": ["a", "b"], "ratios": (2.0, 1.0)}),
         (ClassificationTask, {"model": "iformer_nano", "label_smoothing": 2}),
-        (mask_rcnn, {"backbone": "iformer_nano", "min_size": 900, "max_size": 800}),
+        (build, {"backbone": "iformer_nano", "min_size": 900, "max_size": 800}),
         (RunCheckpoint, {"keep": 0}),
     ],
 )
