@@ -212,7 +212,7 @@ def _fit_folder(data: Path, options: "Options", arguments: list[str], resume: bo
         raise typer.Exit(2 if prepared.survey.faults else 0)
     prepared.require_trainable()
     try:
-        results = run("fit", [*arguments, *["--resume"] * resume], prepared.name, prepared.settings)
+        results = run("fit", [*prepared.arguments, *["--resume"] * resume], prepared.name, prepared.settings)
     except KeyboardInterrupt:
         if prepared.has_begun:
             say("Nothing is lost: the same command goes on with --resume.", file=sys.stderr)

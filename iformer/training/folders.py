@@ -97,13 +97,15 @@ class Run:
         task: The name of the task.
         folder: The run's folder.
         survey: What the data holds.
-        settings: All settings of the run, as in a recipe.
+        settings: The recipe that was chosen.
+        arguments: Further arguments of the command, which override the recipe.
     """
 
     task: str
     folder: Path
     survey: Survey
     settings: dict[str, Any]
+    arguments: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -112,14 +114,16 @@ class Run:
 
     def document(self) -> dict[str, Any]:
         """Return what was found and chosen as plain values for JSON."""
-        return {"task": self.task, "output": str(self.folder), **self.survey.document(), "recipe": self.settings}
+        found = {"task": self.task, "output": str(self.folder), **self.survey.document()}
+        return {**found, "recipe": recipes.merged(self.settings, _given(self.arguments))}
 
     def render(self) -> list[RenderableType]:
         """Return what was found and chosen for a terminal."""
-        task = self.settings["model"]["init_args"]
+        settings = recipes.merged(self.settings, _given(self.arguments))
+        task = settings["model"]["init_args"]
         network = " over ".join(str(task[key]) for key in ("architecture", "backbone", "model") if key in task)
         weights = {True: "the released weights", False: "random weights"}.get(task["pretrained"], task["pretrained"])
-        epochs, batch = self.settings["trainer"]["max_epochs"], self.settings["data"]["init_args"]["batch_size"]
+        epochs, batch = settings["trainer"]["max_epochs"], settings["data"]["init_args"]["batch_size"]
         line = f"{self.task}: {network} from {weights}; epochs: {epochs}, batch: {batch}; into {self.folder}"
         return [*self.survey.render(), Text(printable(line))]
 
@@ -146,13 +150,14 @@ class Run:
         ]
 
 
-def prepare(data: Path, options: Options, further: Sequence[str] = (), again: bool = False) -> Run:
+def prepare(data: Path, options: Options, arguments: Sequence[str] = (), again: bool = False) -> Run:
     """Recognise the data in a folder, survey it and choose the recipe; nothing is written.
 
     Args:
         data: The folder.
         options: What the user asks for.
-        further: Further arguments of the command; those of the datamodule say how to read the data.
+        arguments: Further arguments of the command, ``--KEY VALUE``, which override the recipe; those of the datamodule
+            also say how to read the data.
         again: Whether the run's folder may hold checkpoints of an earlier run.
 
     Raises:
@@ -162,20 +167,22 @@ def prepare(data: Path, options: Options, further: Sequence[str] = (), again: bo
     """
     if not data.is_dir():
         raise FileNotFoundError(f"{data}: no such folder")
-    output = options.output or Path("runs", data.resolve().name)
+    asked = _given(arguments)
+    elsewhere = asked.get("trainer", {}).get("default_root_dir")
+    output = Path(elsewhere) if elsewhere else options.output or Path("runs", data.resolve().name)
     if checkpoints.available(output) and not again:
         raise ValueError(
             f"{output}: holds checkpoints of an earlier run; go on with --resume, or name another folder with --output"
         )
     given = recipes.nested({**_keys(options), "trainer.default_root_dir": str(output)})
     task, wing, found = _recognised(data)
-    survey = wing.survey({**found, **_of_data(further)})
+    survey = wing.survey({**found, **asked.get("data", {}).get("init_args", {})})
     chosen = wing.recipe(survey, options)
     base = recipes.read(recipes.find(chosen.pop("base")))
     settings = recipes.merged(base, {"data": {"init_args": found}})
     for more in (survey.settings, chosen, _batch(settings, survey), given):
         settings = recipes.merged(settings, more)
-    return Run(task, output, survey, settings)
+    return Run(task, output, survey, settings, arguments)
 
 
 def _recognised(folder: Path) -> tuple[str, Wing, dict[str, Any]]:
@@ -186,14 +193,13 @@ def _recognised(folder: Path) -> tuple[str, Wing, dict[str, Any]]:
     raise ValueError(f"{folder}: nothing to train on was recognised; {EXPECTED}")
 
 
-def _of_data(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the arguments of the datamodule among those of the command."""
-    prefix = "--data.init_args."
+def _given(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of model, data and trainer that arguments of the command make."""
     given: list[str] = []
     for place, argument in enumerate(arguments):
-        if argument.startswith(prefix):
+        if re.match(r"--(model|data|trainer)\.[\w.]+(=|$)", argument):
             given += [argument] if "=" in argument else arguments[place : place + 2]
-    return cast("dict[str, Any]", recipes.of_arguments(given).get("data", {}).get("init_args", {}))
+    return recipes.of_arguments(given)
 
 
 def arguments(options: Options) -> list[str]:

@@ -148,7 +148,7 @@ class Survey:
         return {
             "kind": self.kind,
             "images": {split: len(files) for split, files in self.files.items()},
-            self.counted + "_per_class": {
+            f"{self.counted.replace(' ', '_')}_per_class": {
                 name: {split: counts[label] for split, counts in self.counts.items()}
                 for label, name in enumerate(self.class_names)
             },

@@ -48,7 +48,7 @@ def test_classes_come_from_the_label_maps(iformer: Command, scenes: Path) -> Non
     found = json.loads(out)
     assert status == 2  # the validation images of this fixture are training images
     assert "3 validation images are training images too" in found["faults"][0]
-    assert list(found["label maps_per_class"]) == ["class 0", "class 1", "class 2"]
+    assert list(found["label_maps_per_class"]) == ["class 0", "class 1", "class 2"]
     assert any("classes.txt" in note for note in found["notes"])
     assert found["recipe"]["model"]["init_args"]["num_classes"] == 3
     assert found["recipe"]["data"]["init_args"]["crop"] == [64, 64]  # no larger than the images
