@@ -15,6 +15,7 @@ from iformer.models.presets import PRESETS
 from iformer.training.folders import Options
 from iformer.training.survey import Survey, look_at
 
+DATA = ImageData
 SMALL = (28, 64)  # the sides in pixels of the images that iformer_nano is for
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from iformer.common.images import EXTENSIONS, is_hidden
 from iformer.detection.annotations import KEYS, Annotations, read
-from iformer.detection.data import left_out, require_same_classes
+from iformer.detection.data import CocoData, left_out, require_same_classes
 from iformer.models.backbone import pretrained
 from iformer.training.folders import SPLITS, Options
 from iformer.training.survey import Survey, look_at
 
+DATA = CocoData
 NAMED = 50  # the number of an annotation file's images that are looked for
 FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 SIDE = 800  # the short side of the images in the recipe
@@ -122,6 +123,7 @@ def survey(data: Mapping[str, Any]) -> Survey:
     Raises:
         ValueError: A file is not in COCO's format, or the splits have different classes.
     """
+    CocoData(**data)  # checks the arguments
     root = Path(data["root"])
     found = {kind: read(root / data[f"{kind}_annotations"], data.get("limit")) for kind in ("train", "val")}
     train = found["train"]

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from iformer.common.images import UnreadableImageError, image_files
+from iformer.common.ranges import require
 from iformer.models.backbone import pretrained
-from iformer.segmentation.data import SegmentationData, pairs, read_values
+from iformer.segmentation.data import MapValue, SegmentationData, pairs, read_values
 from iformer.training.folders import SPLITS, Options
-from iformer.training.survey import LOOKED_AT, Survey, look_at
+from iformer.training.survey import Survey, look_at, spread
 
+DATA = SegmentationData
 IMAGES = "images"
 LABELS = ("labels", "annotations", "masks")
 NAMES = "classes.txt"  # beside the folders: the name of a class in each line
@@ -120,7 +122,7 @@ def _read(both: Sequence[tuple[Path, Path]], sizes: Mapping[Path, tuple[int, int
     """Return how many label maps have each value, and a line about each that cannot be used."""
     counted: Counter[int] = Counter()
     wrong: list[str] = []
-    for image, file in both[:: max(1, -(-len(both) // LOOKED_AT))]:
+    for image, file in spread(both):
         try:
             values = read_values(file)
         except UnreadableImageError as error:
@@ -139,7 +141,9 @@ def _classes(root: Path, data: Mapping[str, Any], values: Counter[int]) -> dict[
     Raises:
         ValueError: The values do not fit the names, or are too few or too many.
     """
-    first, ignored = data.get("first_label", 0), list(data.get("ignore_labels", [NO_CLASS]))
+    first, ignored = data.get("first_label", 0), data.get("ignore_labels", [NO_CLASS])
+    require("data.init_args.first_label", first, MapValue)
+    require("data.init_args.ignore_labels", ignored, list[MapValue])
     labels = sorted(set(values) - set(ignored))
     shown = ", ".join(map(str, labels[:12])) + (", ..." if len(labels) > 12 else "")
     given = data.get("class_names") or (str(root / NAMES) if (root / NAMES).is_file() else None)

@@ -4,6 +4,8 @@ Each task has a module ``folders`` with three functions, as described by :class:
 the task.
 """
 
+import difflib
+import inspect
 import json
 import re
 import shlex
@@ -69,7 +71,13 @@ class Options:
 
 
 class Wing(Protocol):
-    """The part that depends on the task: the functions of the module ``folders`` of each wing."""
+    """The part that depends on the task: the functions of the module ``folders`` of each wing.
+
+    Attributes:
+        DATA: The datamodule.
+    """
+
+    DATA: type
 
     def recognise(self, folder: Path) -> dict[str, Any] | None:
         """Return the datamodule's arguments for a folder, or None if its data is not for this task.
@@ -110,7 +118,7 @@ class Run:
     @property
     def name(self) -> str:
         """The name of the run's recipe."""
-        return self.folder.name
+        return self.folder.resolve().name
 
     def document(self) -> dict[str, Any]:
         """Return what was found and chosen as plain values for JSON."""
@@ -176,7 +184,9 @@ def prepare(data: Path, options: Options, arguments: Sequence[str] = (), again: 
         )
     given = recipes.nested({**_keys(options), "trainer.default_root_dir": str(output)})
     task, wing, found = _recognised(data)
-    survey = wing.survey({**found, **asked.get("data", {}).get("init_args", {})})
+    of_data = asked.get("data", {}).get("init_args", {})
+    _require_known(of_data, wing.DATA)
+    survey = wing.survey({**found, **of_data})
     chosen = wing.recipe(survey, options)
     base = recipes.read(recipes.find(chosen.pop("base")))
     settings = recipes.merged(base, {"data": {"init_args": found}})
@@ -191,6 +201,16 @@ def _recognised(folder: Path) -> tuple[str, Wing, dict[str, Any]]:
         if (found := wing.recognise(folder)) is not None:
             return task, wing, found
     raise ValueError(f"{folder}: nothing to train on was recognised; {EXPECTED}")
+
+
+def _require_known(arguments: Mapping[str, Any], datamodule: type) -> None:
+    """Raise ValueError, which names the nearest one, if a datamodule has no such argument."""
+    known = list(inspect.signature(datamodule).parameters)
+    for name in arguments:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f", did you mean data.init_args.{near[0]}?" if near else ""
+            raise ValueError(f"unknown key data.init_args.{name}{meant}")
 
 
 def _given(arguments: Sequence[str]) -> dict[str, Any]:

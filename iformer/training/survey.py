@@ -3,11 +3,11 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from rich.console import RenderableType
@@ -18,7 +18,10 @@ from iformer.common.batches import batches
 from iformer_command.terminal import printable
 
 LOOKED_AT = 20_000  # the number of images of a split that are decoded, evenly spread
+BEGINNING = 2048  # the bytes at the beginning of files of equal length that are compared first
 ROWS = 40  # the number of classes that a table shows, the rarest first if there are more
+Item = TypeVar("Item")
+
 IN_WORDS = {"train": "training", "val": "validation"}
 
 
@@ -39,6 +42,12 @@ class Images:
     repeated: int
 
 
+def spread(items: Sequence[Item]) -> Sequence[Item]:
+    """Return at most ``LOOKED_AT`` of some items, evenly spread."""
+    count = min(len(items), LOOKED_AT)
+    return [items[place * len(items) // count] for place in range(count)]
+
+
 def look_at(files: Mapping[str, Sequence[Path]]) -> Images:
     """Decode the images of each split, at most ``LOOKED_AT`` of them, and compare the contents of all files.
 
@@ -47,7 +56,7 @@ def look_at(files: Mapping[str, Sequence[Path]]) -> Images:
     sizes: dict[str, dict[Path, tuple[int, int]]] = {}
     unreadable: dict[str, list[str]] = {}
     for split, paths in files.items():
-        some = paths[:: max(1, -(-len(paths) // LOOKED_AT))]
+        some = spread(paths)
         sizes[split], unreadable[split] = {}, []
         what = f"Looking at {IN_WORDS[split]} images"
         for batch in batches(some, _size, batch_size=64, description=what, workers=os.cpu_count() or 1):
@@ -65,17 +74,33 @@ def _size(image: Image.Image) -> tuple[int, int]:
     return image.size
 
 
-def _alike(files: Sequence[tuple[str, Path]]) -> Iterator[list[tuple[str, Path]]]:
-    """Yield the groups of files with the same content; only files of the same length are read."""
-    lengths: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+def _alike(files: Sequence[tuple[str, Path]]) -> list[list[tuple[str, Path]]]:
+    """Return the groups of files with the same content; most files differ in length or beginning and are not read."""
+    groups = [list(files)]
+    for key in (_length, _beginning, _content):
+        groups = [same for group in groups for same in _divided(group, key) if len(same) > 1]
+    return groups
+
+
+def _divided(files: Sequence[tuple[str, Path]], key: Callable[[Path], int | bytes]) -> Iterable[list[tuple[str, Path]]]:
+    groups: dict[int | bytes, list[tuple[str, Path]]] = defaultdict(list)
     for split, path in files:
-        lengths[path.stat().st_size].append((split, path))
-    for group in lengths.values():
-        contents: dict[bytes, list[tuple[str, Path]]] = defaultdict(list)
-        for split, path in group if len(group) > 1 else []:
-            with open(path, "rb") as file:
-                contents[hashlib.file_digest(file, "sha256").digest()].append((split, path))
-        yield from (same for same in contents.values() if len(same) > 1)
+        groups[key(path)].append((split, path))
+    return groups.values()
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(BEGINNING)
+
+
+def _content(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 @dataclass(frozen=True)

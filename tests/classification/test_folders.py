@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from iformer.models.saved import resolve
-from iformer.training import folders
+from iformer.training import folders, survey
 from iformer.training.checkpoints import available
 from tests.conftest import Command
 
@@ -113,6 +113,13 @@ def test_faults_are_named(iformer: Command, split: Path) -> None:
     assert "more than the 1% that training passes over; repair or remove them" in err.splitlines()[-1]
 
 
+def test_of_many_images_some_are_opened(iformer: Command, split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "LOOKED_AT", 10)
+    status, out, _ = iformer("fit", split, "--check", "--json")
+    assert status == 0
+    assert "10 of the 24 training images were opened, evenly spread" in json.loads(out)["notes"]
+
+
 def test_few_broken_images_are_passed_over(iformer: Command, split: Path, tmp_path: Path) -> None:
     (split / "train" / "red" / "broken.png").write_bytes(b"no image")
     share = ("--data.init_args.max_error_share", "0.1")
@@ -131,6 +138,11 @@ def test_few_broken_images_are_passed_over(iformer: Command, split: Path, tmp_pa
         (["--weights", "released"], "--weights released: there are none of iformer_nano; expected random or a file"),
         (["--config", "cifar10"], "expected FOLDER or --config RECIPE"),
         (["--trainer.max_epoch=3", *TINY], "unknown key trainer.max_epoch, did you mean trainer.max_epochs?"),
+        (
+            ["--data.init_args.val_shar=0.2"],
+            "unknown key data.init_args.val_shar, did you mean",
+        ),
+        (["--data.init_args.val_share=2"], "val_share is 2, expected less than 1"),
         (["--weights", "no.pth", *TINY], "no.pth: no such file"),
     ],
 )
@@ -182,6 +194,16 @@ def test_large_images_are_fine_tuned_at_the_size_of_the_weights(
     assert (other["data"]["init_args"]["image_size"], other["data"]["init_args"]["mean"]) == (384, [0.5, 0.5, 0.5])
     monkeypatch.chdir(tmp_path)
     assert settings(Path("photos"))["trainer"]["default_root_dir"] == "runs/photos"
+
+
+def test_help_tells_the_options(iformer: Command) -> None:
+    status, out, _ = iformer("fit", "--help")
+    assert status == 0
+    assert "FOLDER|--config RECIPE" in out
+    assert "--check" in out
+    status, _, err = iformer("fit")
+    assert status == 2
+    assert "expected a FOLDER or --config RECIPE" in err
 
 
 def test_short_options_go_with_a_recipe_too(iformer: Command, tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ def test_an_unnamed_value_is_asked_for(iformer: Command, scenes: Path) -> None:
     assert "--data.init_args.ignore_labels '[9]'" in error
 
 
+def test_wrong_settings_are_named(iformer: Command, scenes: Path) -> None:
+    assert "first_label" in told(iformer, scenes, "--data.init_args.first_label=x")
+    assert "ignore_labels" in told(iformer, scenes, "--data.init_args.ignore_labels=9")
+
+
 def test_masks_of_objects_need_a_value_of_their_own(iformer: Command, scenes: Path) -> None:
     for file in scenes.glob("labels/*/*.png"):
         labels = np.asarray(Image.open(file))
