@@ -5,6 +5,7 @@ Each verb imports what it needs only when it runs, so that ``--help`` is instant
 
 import atexit
 import contextlib
+import difflib
 import gc
 import json
 import os
@@ -21,6 +22,8 @@ from iformer_command.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from iformer.training.folders import Options, Run
 
 app = typer.Typer(help="iFormer, the Inception Transformer (NeurIPS 2022).", no_args_is_help=True, add_completion=False)
 
@@ -125,10 +128,99 @@ def demo(
 RECIPE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-@app.command(context_settings=RECIPE)
-def fit(context: typer.Context, as_json: Json = False) -> None:
-    """Train by a recipe: fit --config cifar10 [--resume] [--key value ...]; fit --help lists the keys."""
-    _train_or_evaluate("fit", context.args, as_json)
+@app.command(context_settings=RECIPE, options_metavar="FOLDER|--config RECIPE [OPTIONS] [--KEY VALUE...]")
+def fit(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(metavar="NAME", help="The network or backbone, a model of timm.")] = "",
+    weights: Annotated[
+        str, typer.Option(metavar="released|random|FILE", help="The weights to begin with; released, if there are any.")
+    ] = "",
+    image_size: Annotated[
+        int | None, typer.Option(min=16, help="Pixels of a side; of a detector's images, the short side.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a batch, on each device.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="The learning rate after warm-up.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "",
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order and augmentation.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The run's folder; default: runs/ and the data's name.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say what the folder holds and stop; status 2 if something is wrong.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train on a FOLDER: of class folders, of images with annotations in COCO's format, or with label maps.
+
+    Classes, recipe and sizes follow from what it holds. --config RECIPE trains by a recipe instead. All else is set by
+    its key in the recipe, such as --trainer.precision bf16-mixed; --config RECIPE --print_config prints all keys.
+    """
+    recipe_given = any(argument.startswith(("--config", "-c")) for argument in context.args)
+    if "--help" in context.args and not recipe_given:
+        print(context.get_help())
+        return
+    from iformer.training import folders
+
+    options = folders.Options(model, weights, image_size, epochs, batch_size, lr, device, workers, output, seed)
+    if context.args and not context.args[0].startswith("-"):
+        if recipe_given:
+            raise typer.BadParameter("expected FOLDER or --config RECIPE; with a recipe, --data.init_args.root FOLDER.")
+        folder, *arguments = context.args
+        _require_keys(context, arguments)
+        _fit_folder(Path(folder), options, arguments, resume, check, as_json)
+        return
+    if not context.args:
+        raise typer.BadParameter("expected a FOLDER or --config RECIPE.")
+    if image_size or weights or check:
+        raise typer.BadParameter("--image-size, --weights and --check go with a FOLDER, the first argument.")
+    given = [*folders.arguments(options), *([f"--model={model}"] if model else []), *["--resume"] * resume]
+    _train_or_evaluate("fit", [*given, *context.args], as_json)
+
+
+SECTIONS = ("model", "data", "trainer", "checkpoint", "optimizer", "lr_scheduler", "seed_everything", "print_config")
+"""What a recipe's keys begin with."""
+
+
+def _require_keys(context: typer.Context, arguments: Iterable[str]) -> None:
+    """Raise BadParameter, with the nearest option, if an argument is neither an option nor a recipe's key."""
+    awaited = False  # whether a key's value comes next
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        known = name.startswith("--") and name[2:].split(".")[0] in SECTIONS
+        if not known and not awaited:
+            near = difflib.get_close_matches(name, [o for p in context.command.params for o in p.opts], n=1)
+            raise typer.BadParameter(f"no option {name}{f', did you mean {near[0]}?' if near else ''}")
+        awaited = known and not equals and name != "--print_config"
+
+
+def _fit_folder(data: Path, options: "Options", arguments: list[str], resume: bool, check: bool, as_json: bool) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from iformer.training.folders import prepare
+    from iformer.training.launcher import run
+
+    prepared = prepare(data, options, arguments, again=resume or check)
+    rank_zero_only(_print_survey)(prepared)
+    if check:
+        if as_json:
+            print(json.dumps(prepared.document(), indent=2))
+        raise typer.Exit(2 if prepared.survey.faults else 0)
+    prepared.require_trainable()
+    try:
+        results = run("fit", [*prepared.arguments, *["--resume"] * resume], prepared.name, prepared.settings)
+    except KeyboardInterrupt:
+        if prepared.has_begun:
+            say("Nothing is lost: the same command goes on with --resume.", file=sys.stderr)
+        raise
+    results = {**results, "data": prepared.document()}
+    rank_zero_only(_print_results)("fit", results, as_json)
+    if not as_json:
+        rank_zero_only(say)(*prepared.afterwards(results["metrics"]))
 
 
 @app.command(context_settings=RECIPE)
@@ -152,6 +244,14 @@ def _train_or_evaluate(verb: str, arguments: list[str], as_json: bool) -> None:
         arguments = [*arguments, "--verbose=false"]  # Lightning prints its table on standard output
     results = run(verb, arguments)
     rank_zero_only(_print_results)(verb, results, as_json)
+
+
+def _print_survey(prepared: "Run") -> None:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    for part in prepared.render():
+        console.print(part, soft_wrap=True)  # a line of text as it is
 
 
 def _print_results(verb: str, results: dict[str, Any], as_json: bool) -> None:

@@ -48,6 +48,10 @@ NOT_RUN = {
 }
 NOT_INSTALLED = "import supervision"  # in a program: a package that is not installed for tests
 ONLY_PARSED = {
+    "iformer fit FOLDER": FETCHES,
+    "iformer fit photos": FETCHES,
+    "iformer fit yolo": ELSEWHERE,
+    "iformer fit camvid --data.init_args.ignore_labels '[11]'": ELSEWHERE,
     "iformer predict photo.jpg": FETCHES,
     "iformer tables": ELSEWHERE,
     "iformer tables 3": ELSEWHERE,

@@ -15,7 +15,6 @@ from torchvision import transforms
 
 from iformer.classification.augmentation import allow_zero_bits, check_policy
 from iformer.classification.sources import (
-    SPLITS,
     LabelledImages,
     ShardedImages,
     Tolerance,
@@ -27,6 +26,7 @@ from iformer.classification.sources import (
 )
 from iformer.common.ranges import Count, NotNegativeInt, Positive, Range, Share, ShareRange, Size, checked
 from iformer.training.data import DataModule
+from iformer.training.folders import SPLITS
 from iformer.training.resumable import ResumableBatchSampler, position, run_seed
 
 CropMode = Literal["center", "squash", "border"]
@@ -88,6 +88,9 @@ class ImageData(DataModule):
         on_error: What to do with an unreadable image: raise an error, or skip it, that is warn and take the next image.
         max_error_share: Share of unreadable images above which skipping them ends with an error.
 
+    Attributes:
+        divided: Whether the validation images are a share of the training images, once :meth:`setup` has been called.
+
     Raises:
         ValueError: An argument is out of range.
     """
@@ -131,6 +134,7 @@ class ImageData(DataModule):
         self.save_hyperparameters(logger=False)
         self.settings = self.hparams
         self.class_names: tuple[str, ...] = ()
+        self.divided = False
         self.batch_size = batch_size
         # For each kind of split: the reader, the labels of all its images, and the indices to use.
         self._parts: dict[str, tuple[Any, list[int], list[int]]] = {}
@@ -206,6 +210,7 @@ class ImageData(DataModule):
         """Take a share of each class of the training images for validation, whatever the seed of the run."""
         if self.settings.reader == "wds":
             raise ValueError(f"{self.settings.root}: no validation split, and shards cannot be divided; name val_split")
+        self.divided = True
         reader, labels, _ = self._parts["train"]
         order = np.random.default_rng(0).permutation(len(labels))
         apart: list[int] = []
@@ -215,6 +220,11 @@ class ImageData(DataModule):
             apart += images[: min(max(1, round(self.settings.val_share * len(images))), len(images) - 1)]
         self._parts["val"] = reader, labels, sorted(apart)
         self._parts["train"] = reader, labels, sorted(set(range(len(labels))) - set(apart))
+
+    def samples(self, kind: str) -> list[tuple[Path, int]]:
+        """Return the file and the label of each image of a split (train, val or test), if it consists of folders."""
+        reader, labels, indices = self._parts[kind]
+        return [(Path(reader.filename(index, absolute=True)), labels[index]) for index in indices]
 
     def train_transform(self) -> transforms.Compose:
         """Return the augmentation and normalisation of training images: image to ``(C, H, W)``."""

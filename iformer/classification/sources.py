@@ -27,13 +27,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from iformer.common.images import EXTENSIONS, UnreadableImageError, decode_image, image_files, is_hidden
+from iformer.training.folders import SPLITS
 from iformer.training.resumable import seed_from
 
-SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 SHUFFLE_BUFFER = 4096  # the number of encoded samples in memory from which the next one is drawn
 
 logger = logging.getLogger(__name__)

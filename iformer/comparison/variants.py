@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -98,7 +98,7 @@ def read(config: str, variants: Path | None, models: str, seeds: int, arguments:
     """
     if (variants is None) == (not models):
         raise ValueError("expected either --variants FILE or --models NAME,NAME,...")
-    recipe = recipes.merged(recipes.read(recipes.find(config)), _of_arguments(arguments))
+    recipe = recipes.merged(recipes.read(recipes.find(config)), recipes.of_arguments(arguments))
     if variants is None:
         key = "backbone" if "backbone" in inspect.signature(_task(recipe, config)).parameters else "model"
         changes: dict[Any, Any] = {name: {f"model.init_args.{key}": name} for name in models.split(",")}
@@ -115,7 +115,7 @@ def read(config: str, variants: Path | None, models: str, seeds: int, arguments:
         settings = dict(settings or {})
         own = settings.pop("seeds", seeds)
         require(f"{name}.seeds", own, Count)
-        found.append(Variant(name, recipes.merged(recipe, _nested(settings)), own))
+        found.append(Variant(name, recipes.merged(recipe, recipes.nested(settings)), own))
     if len(found) < 2:
         raise ValueError(f"{variants or '--models'}: {len(found)} variants, expected two or more to compare")
     return found
@@ -129,34 +129,6 @@ def _from_file(file: Path) -> dict[Any, Any]:
     if not isinstance(changes, dict):
         raise ValueError(f"{file}: holds {type(changes).__name__}, expected a mapping of variants' names to their keys")
     return changes
-
-
-def _of_arguments(arguments: Iterable[str]) -> dict[str, Any]:
-    """Return the settings that ``--KEY VALUE`` or ``--KEY=VALUE`` make, nested as in a recipe."""
-    settings: dict[str, Any] = {}
-    rest = iter(arguments)
-    for argument in rest:
-        key, equals, value = argument.partition("=")
-        text = value if equals else next(rest, None)
-        if not key.startswith("--") or text is None:
-            raise ValueError(f"{argument}: expected --KEY VALUE, such as --trainer.max_epochs 10")
-        settings = recipes.merged(settings, _nested({key[2:]: _value(text)}))
-    return settings
-
-
-def _value(text: str) -> Any:
-    """Return the value of an argument; 1e-3 is a number, which YAML takes for text."""
-    return float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else yaml.safe_load(text)
-
-
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with dotted keys as nested mappings."""
-    result: dict[str, Any] = {}
-    for key, value in settings.items():
-        for part in reversed(str(key).split(".")):
-            value = {part: _nested(value) if isinstance(value, dict) else value}
-        result = recipes.merged(result, value)
-    return result
 
 
 def _task(settings: Mapping[str, Any], where: str) -> type[Task]:

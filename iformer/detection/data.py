@@ -86,10 +86,9 @@ class CocoData(DataModule):
         if stage in (None, "fit"):
             self._splits["train"] = self._open("train")
             train, val = (self._splits[split].annotations for split in ("train", "val"))
-            if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
-                odd = sorted(set(train.class_names) ^ set(val.class_names)) or ["their ids"]
-                raise ValueError(f"{val.path}: the classes differ from those of {train.path}: {', '.join(odd[:5])}")
-            _require_learnable(train)
+            require_same_classes(train, val)
+            if told := left_out(train):
+                logger.warning("%s", told)
         annotations = self._splits["val"].annotations
         self.class_names, self.category_ids = annotations.class_names, annotations.category_ids
 
@@ -141,8 +140,15 @@ def _tell_of_masks(annotations: Annotations, split: str) -> None:
     logger.warning("%s: %d of %d objects have no segmentation: %s", path, masked.count(False), len(masked), told)
 
 
-def _require_learnable(annotations: Annotations) -> None:
-    """Warn if training leaves out many of the annotations.
+def require_same_classes(train: Annotations, val: Annotations) -> None:
+    """Raise ValueError if training and validation annotations differ in their classes."""
+    if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
+        odd = sorted(set(train.class_names) ^ set(val.class_names)) or ["their ids"]
+        raise ValueError(f"{val.path}: the classes differ from those of {train.path}: {', '.join(odd[:5])}")
+
+
+def left_out(annotations: Annotations) -> str:
+    """Return how many of the annotations training leaves out, and why; '' if it leaves out few or none.
 
     Raises:
         ValueError: There are no annotations, or training leaves out all of them.
@@ -155,8 +161,9 @@ def _require_learnable(annotations: Annotations) -> None:
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     if reasons.total() == total:
         raise ValueError(f"{path}: nothing to learn from, all {total} annotations of its {images} are left out: {told}")
-    if reasons.total() > MUCH * total:
-        logger.warning("%s: training leaves out %d of %d annotations: %s", path, reasons.total(), total, told)
+    if reasons.total() <= MUCH * total:
+        return ""
+    return f"{path}: training leaves out {reasons.total()} of {total} annotations: {told}"
 
 
 class CocoImages(Dataset[Sample]):

@@ -28,9 +28,7 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit it.
         OSError: The weights cannot be read.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        raise ValueError(f"model: timm has no {name}{f', did you mean {near[0]}?' if near else ''}")
+    require_known(name)
     for rate in RATES & arguments.keys():
         require(rate, arguments[rate], ShareBelowOne | None)
     if isinstance(pretrained, str):
@@ -46,8 +44,33 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
             raise
         raise OSError(
             f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); give a local copy: "
-            "--weights FILE, in a recipe pretrained: FILE"
+            "--weights FILE, in a recipe pretrained: FILE; or do without: --weights random, pretrained: false"
         ) from error
+
+
+def require_known(name: str) -> None:
+    """Raise ValueError, which names the nearest one, if timm has no model ``name``."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise ValueError(f"model: timm has no {name}{f', did you mean {near[0]}?' if near else ''}")
+
+
+def pretrained(name: str, weights: str) -> bool | str:
+    """Return the argument ``pretrained`` of :func:`create` for the weights that a user names.
+
+    Args:
+        name: The model's name.
+        weights: ``released``; ``random``; a file or folder, see :func:`create`; or '' for released ones if there are
+            any.
+
+    Raises:
+        ValueError: There is no such model, or its weights were not released.
+    """
+    require_known(name)
+    released_ones: bool = timm.is_model_pretrained(name)
+    if weights == "released" and not released_ones:
+        raise ValueError(f"--weights released: there are none of {name}; expected random or a file")
+    return {"": released_ones, "released": True, "random": False}.get(weights, weights)
 
 
 RATES = {"drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate"}

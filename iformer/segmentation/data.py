@@ -85,25 +85,13 @@ class LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
             UnreadableImageError: The file cannot be read.
             LabelMapError: The file is in colours, or has a value that stands for no class.
         """
-        values = self.read_values(file)
+        values = read_values(file)
         known = (values >= 0) & (values < len(self.table))
         labels = np.where(known, self.table[np.where(known, values, 0)], self.UNKNOWN)
         unknown = labels == self.UNKNOWN
         if unknown.any():
             raise LabelMapError(f"{file}: label {values[unknown][0]}, expected {self.expected}")
         return labels.astype(np.uint8)
-
-    def read_values(self, file: Path) -> np.ndarray:
-        """Return the stored values of a label map as ``(H, W)`` int64.
-
-        Raises:
-            UnreadableImageError: The file cannot be read.
-            LabelMapError: The file is neither a greyscale nor a palette image.
-        """
-        image = read_image(file, channels=None, upright=False)
-        if image.mode not in ("1", "L", "P", "I", "I;16"):
-            raise LabelMapError(f"{file}: a label map of mode {image.mode}, expected greyscale or palette")
-        return np.asarray(image).astype(np.int64)
 
     def values(self, most: int) -> tuple[set[int], int]:
         """Return the values found in a sample of the label maps, and how many label maps were read.
@@ -114,11 +102,24 @@ class LabelledScenes(Dataset[tuple[Tensor, Tensor]]):
         classes, found, count = set(np.unique(self.table)) - {IGNORE, self.UNKNOWN}, set[int](), 0
         for _, file in self.pairs[:: -(-len(self.pairs) // most)]:
             with contextlib.suppress(UnreadableImageError):
-                found |= set(np.unique(self.read_values(file)).tolist())
+                found |= set(np.unique(read_values(file)).tolist())
                 count += 1
             if classes <= {self.table[value] for value in found if 0 <= value < len(self.table)}:
                 break
         return found, count
+
+
+def read_values(file: Path) -> np.ndarray:
+    """Return the stored values of a label map as ``(H, W)`` int64.
+
+    Raises:
+        UnreadableImageError: The file cannot be read.
+        LabelMapError: The file is neither a greyscale nor a palette image.
+    """
+    image = read_image(file, channels=None, upright=False)
+    if image.mode not in ("1", "L", "P", "I", "I;16"):
+        raise LabelMapError(f"{file}: a label map of mode {image.mode}, expected greyscale or palette")
+    return np.asarray(image).astype(np.int64)
 
 
 class SegmentationData(DataModule):

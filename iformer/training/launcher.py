@@ -5,11 +5,12 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -26,12 +27,16 @@ from iformer.training.run_folder import MetricsLog, RunRecord, locked
 from iformer.training.user_errors import explain, require_data, user_errors
 
 
-def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
+def run(
+    verb: str, arguments: Sequence[str], recipe: str = "", settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Run ``iformer VERB ARGUMENTS``.
 
     Args:
         verb: ``fit``, ``validate`` or ``test``.
         arguments: The arguments of the command after the verb.
+        recipe: The name of the recipe that ``settings`` are, if the arguments name none.
+        settings: All settings of that recipe, which the arguments override.
 
     Returns:
         The last value of each of the ``metrics``, and their provenance: ``recipe``, ``command``, ``seed`` and so on. If
@@ -42,6 +47,8 @@ def run(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
         OSError: A file is missing or cannot be written.
     """
     name, arguments = recipes.resolve(arguments)
+    if settings is not None:
+        name, arguments = recipe, [f"--config={yaml.safe_dump(dict(settings), sort_keys=False)}", *arguments]
     with user_errors(), _quiet(), contextlib.ExitStack() as stack:
         cli = _CLI(name, [verb, *arguments], stack)
     metrics = {name: round(float(value), 6) for name, value in cli.trainer.callback_metrics.items()}

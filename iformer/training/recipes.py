@@ -7,7 +7,7 @@ those that it sets itself.
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,34 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(settings, dict) or not settings:
         return {prefix.removesuffix("."): settings}
     return {name: value for key, inner in settings.items() for name, value in flat(inner, f"{prefix}{key}.").items()}
+
+
+def of_arguments(arguments: Iterable[str]) -> dict[str, Any]:
+    """Return the settings that ``--KEY VALUE`` or ``--KEY=VALUE`` make, nested as in a recipe."""
+    settings: dict[str, Any] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        text = value if equals else next(rest, None)
+        if not key.startswith("--") or text is None:
+            raise ValueError(f"{argument}: expected --KEY VALUE, such as --trainer.max_epochs 10")
+        settings = merged(settings, nested({key[2:]: _value(text)}))
+    return settings
+
+
+def _value(text: str) -> Any:
+    """Return the value of an argument; 1e-3 is a number, which YAML takes for text."""
+    return float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else yaml.safe_load(text)
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with dotted keys as nested mappings."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        for part in reversed(str(key).split(".")):
+            value = {part: nested(value) if isinstance(value, dict) else value}
+        result = merged(result, value)
+    return result
 
 
 def resolve(arguments: Sequence[str]) -> tuple[str, list[str]]:
