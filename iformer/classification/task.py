@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -16,6 +15,7 @@ from iformer.common.ranges import Count, NotNegative, ShareBelowOne, checked
 from iformer.models import saved
 from iformer.models.backbone import create
 from iformer.models.recomputation import recompute
+from iformer.training.class_weights import ClassWeights, require_weights
 from iformer.training.optimization import AdamWCosine
 from iformer.training.task import Task, network_config
 
@@ -39,6 +39,9 @@ class ClassificationTask(Task):
         mixup: Alpha of Mixup, or 0 for none. It needs an even batch size.
         cutmix: Alpha of CutMix, or 0 for none. It needs an even batch size. If both are used, each batch is mixed by
             one of them, chosen with equal probability.
+        class_weights: The factor of each class's share of the training loss: a list, a mapping from names to weights (1
+            for others), or ``balanced``, inversely proportional to the number of training images. The losses of
+            evaluation are not weighted.
         grad_checkpointing: Whether to trade time for memory in training, as ``set_grad_checkpointing`` does in timm.
         channels_last: Whether to keep images and weights in the memory format that convolutions prefer.
         compile_model: Whether to compile the model with ``torch.compile``, which takes some minutes at the start.
@@ -62,6 +65,7 @@ class ClassificationTask(Task):
         label_smoothing: ShareBelowOne = 0.1,
         mixup: NotNegative = 0.0,
         cutmix: NotNegative = 0.0,
+        class_weights: ClassWeights | None = None,
         grad_checkpointing: bool = False,
         channels_last: bool = True,
         compile_model: bool = False,
@@ -81,7 +85,8 @@ class ClassificationTask(Task):
         self.mixup: Any = None
         if mixup or cutmix:
             self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
-        self.label_smoothing = label_smoothing
+        require_weights("class_weights", class_weights)
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
         self.confusion_matrix = MulticlassConfusionMatrix(num_classes)
@@ -117,12 +122,12 @@ class ClassificationTask(Task):
         images, labels = batch
         self._check(labels)
         if self.mixup is None:
-            loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+            loss = _cross_entropy(self(images), labels, self.loss_weights, self.label_smoothing)
         else:
             if len(labels) % 2:
                 raise ValueError(f"data.init_args.batch_size is {len(labels)}, but Mixup and CutMix need an even one")
             images, targets = self.mixup(images, labels)
-            loss = SoftTargetCrossEntropy()(self(images), targets)
+            loss = _cross_entropy(self(images), targets, self.loss_weights)
         self.log("loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
 
@@ -178,3 +183,13 @@ class ClassificationTask(Task):
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write ``model`` into ``folder`` with everything that ``iformer predict`` and timm need to use it."""
         saved.save(model, folder, self.class_names, **(self.of_data("data_config") or {}))
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float = 0.0) -> Tensor:
+    """Return the mean over a batch of the cross entropy, in which classes may have weights.
+
+    The mean of torch itself would be weighted too, so that the batches of several ranks would count differently.
+    """
+    if weights is None:
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    return F.cross_entropy(logits, targets, weights, label_smoothing=smoothing, reduction="sum") / len(targets)
