@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -96,6 +96,8 @@ class ImageData(DataModule):
         ValueError: An argument is out of range.
     """
 
+    readers: ClassVar[tuple[str, ...]] = ("", "wds")  # the kinds of sources beside Hugging Face datasets
+
     @checked
     def __init__(
         self,
@@ -138,8 +140,8 @@ class ImageData(DataModule):
         self.class_names: tuple[str, ...] = ()
         self.batch_size = batch_size
         # For each kind of split: the reader, the labels of all its images, and the indices to use.
-        self._parts: dict[str, tuple[Any, list[int], list[int]]] = {}
-        _require_consistent(self.settings)
+        self._parts: dict[str, tuple[Any, Any, list[int]]] = {}
+        _require_consistent(self.settings, self.readers)
         _require_known_names(self.settings)
         require_weights("class_sampling", class_sampling)
 
@@ -342,15 +344,16 @@ class ShardLoader(DataLoader):
         return super().__iter__()
 
 
-def _require_consistent(settings: Any) -> None:
+def _require_consistent(settings: Any, readers: Sequence[str]) -> None:
     """Raise ValueError, naming the argument, if an argument does not fit another one."""
     for name in ("mean", "std"):
         if len(settings[name]) != settings.in_chans:
             raise ValueError(
                 f"{name} has {len(settings[name])} values, expected one for each of {settings.in_chans} channels"
             )
-    if settings.reader not in ("", "wds") and not re.match("hfds/.", settings.reader):
-        raise ValueError(f"reader is {settings.reader!r}, expected '' (folders and tar files), 'wds' or 'hfds/NAME'")
+    if settings.reader not in readers and not re.match("hfds/.", settings.reader):
+        kinds = ", ".join(repr(kind) + " (folders and tar files)" * (not kind) for kind in readers)
+        raise ValueError(f"reader is {settings.reader!r}, expected {kinds} or 'hfds/NAME'")
     if settings.repeats > 1 and settings.reader == "wds":
         raise ValueError("repeats is more than 1, expected 1 for WebDataset shards, which cannot be read in any order")
     if settings.class_sampling is not None and settings.reader == "wds":

@@ -22,7 +22,73 @@ from iformer.training.task import Task, network_config
 PAPER = AdamWCosine()  # frozen
 
 
-class ClassificationTask(Task):
+class Classifier(Task):
+    """The base class of the tasks that train timm's classifiers.
+
+    Batches are images ``(N, C, H, W)`` and labels.
+
+    Args:
+        model: Name of a timm model, such as ``iformer_small``.
+        num_classes: Number of classes, which must be the number of classes of the data.
+        pretrained: The weights to begin with.
+        model_args: Further arguments of ``timm.create_model``.
+        optimization: The optimiser and its schedule.
+        grad_checkpointing: Whether to trade time for memory in training.
+        channels_last: Whether to keep images and weights in the memory format that convolutions prefer.
+        compile_model: Whether to compile the model.
+
+    Raises:
+        ValueError: There is no such model, its arguments are wrong, or the weights do not fit it.
+        OSError: The weights cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        num_classes: int,
+        pretrained: bool | str,
+        model_args: dict[str, Any] | None,
+        optimization: AdamWCosine,
+        grad_checkpointing: bool,
+        channels_last: bool,
+        compile_model: bool,
+    ) -> None:
+        super().__init__()
+        self.network = network_config({"name": model, "num_classes": num_classes}, model_args)
+        self.model: Any = create(**self.network, pretrained=pretrained)
+        self.model.set_grad_checkpointing(grad_checkpointing)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
+        recompute(self.model)
+        if compile_model:
+            self.model.compile()
+        self.num_classes, self.optimization = num_classes, optimization
+        self.in_chans = (model_args or {}).get("in_chans", 3)
+
+    def build(self) -> nn.Module:
+        """Return a classifier like ``model``, without its weights."""
+        return create(**self.network)
+
+    def setup(self, stage: str) -> None:
+        """Compare the classes and channels of data and model, and group the parameters before they are sharded.
+
+        Raises:
+            ValueError: The number of classes or channels of the data differs from the model's.
+        """
+        super().setup(stage)
+        channels = (self.of_data("data_config") or {}).get("input_size", [self.in_chans])[0]
+        if channels != self.in_chans:
+            raise ValueError(
+                f"data.init_args.in_chans is {channels}, but the model takes images of {self.in_chans} channels "
+                "(model.init_args.model_args.in_chans)"
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
+        return self.model(images.contiguous(memory_format=self.memory_format))
+
+
+class ClassificationTask(Classifier):
     """The task of classification: cross entropy on smoothed or mixed labels, and top-1 and top-5 accuracy.
 
     Batches are images ``(N, C, H, W)`` and labels ``(N,)``.
@@ -71,17 +137,10 @@ class ClassificationTask(Task):
         compile_model: bool = False,
         confusion: bool = False,
     ) -> None:
-        super().__init__()
-        self.network = network_config({"name": model, "num_classes": num_classes}, model_args)
-        self.model: Any = create(**self.network, pretrained=pretrained)
-        self.model.set_grad_checkpointing(grad_checkpointing)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model.to(memory_format=self.memory_format)
-        recompute(self.model)
-        if compile_model:
-            self.model.compile()
-        self.num_classes, self.optimization, self.confusion = num_classes, optimization, confusion
-        self.in_chans = (model_args or {}).get("in_chans", 3)
+        super().__init__(
+            model, num_classes, pretrained, model_args, optimization, grad_checkpointing, channels_last, compile_model
+        )
+        self.confusion = confusion
         self.mixup: Any = None
         if mixup or cutmix:
             self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
@@ -90,28 +149,6 @@ class ClassificationTask(Task):
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
         self.confusion_matrix = MulticlassConfusionMatrix(num_classes)
-
-    def build(self) -> nn.Module:
-        """Return a classifier like ``model``, without its weights."""
-        return create(**self.network)
-
-    def setup(self, stage: str) -> None:
-        """Compare the classes and channels of data and model, and group the parameters before they are sharded.
-
-        Raises:
-            ValueError: The number of classes or channels of the data differs from the model's.
-        """
-        super().setup(stage)
-        channels = (self.of_data("data_config") or {}).get("input_size", [self.in_chans])[0]
-        if channels != self.in_chans:
-            raise ValueError(
-                f"data.init_args.in_chans is {channels}, but the model takes images of {self.in_chans} channels "
-                "(model.init_args.model_args.in_chans)"
-            )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
-        return self.model(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, which Mixup or CutMix mixes first if they are used.
@@ -175,6 +212,8 @@ class ClassificationTask(Task):
 
     def _check(self, labels: Tensor) -> None:
         """Raise ValueError for a label without a class, for which torch would crash, on a GPU only later."""
+        if labels.ndim != 1:
+            raise ValueError("the data has several labels for an image, expected the task MultiLabelTask for it")
         if labels.max() >= self.num_classes or labels.min() < 0:
             raise ValueError(
                 f"label {int(labels.max())} in the data, but model.init_args.num_classes is {self.num_classes}"

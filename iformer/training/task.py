@@ -39,11 +39,13 @@ class Task(lightning.LightningModule):
     Attributes:
         metric: The name of the task's main metric, which is logged as ``val_NAME`` and ``test_NAME``: a share, of which
             more is better.
+        learns_in_validation: Whether a validation changes what the task saves, such as thresholds.
         class_weights: The weights of the classes in the loss as a task's user gives them, or None.
         loss_weights: These weights as a tensor ``(num_classes,)``, from the beginning of training on.
     """
 
     metric: ClassVar[str]
+    learns_in_validation: ClassVar[bool] = False
     model: Any
     num_classes: int
     optimization: AdamWCosine | AdamWSteps
