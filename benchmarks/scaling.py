@@ -28,7 +28,8 @@ from iformer.common.plotting import BLUE, GREEN, ORANGE, STYLE, save_figure
 from iformer.common.provenance import provenance
 from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
-from iformer.deployment.formats import prepare, quiet, to_openvino
+from iformer.deployment.engines import quiet
+from iformer.deployment.formats import prepare, to_openvino
 from iformer.models.backbone import create
 from iformer.paper.published import TABLE_1
 

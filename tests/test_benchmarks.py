@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import input_pipeline, many_files, page, prediction, scaling, tables, tasks
+from benchmarks import cifar10_sets, input_pipeline, many_files, page, prediction, scaling, tables, tasks
 from benchmarks.naive_iformer import NaiveIFormer
+from iformer.classification.data import ImageData
+from iformer.classification.label_lists import MultiLabelData
 from iformer.common.plotting import BLUE
 from iformer.models.released import convert, rename
 
@@ -172,3 +174,38 @@ def test_the_page_has_what_was_measured(tmp_path: Path) -> None:
     text = (tmp_path / "performance.md").read_text()
     assert "0.30 points lost" in text
     assert "How cost grows" not in text
+
+
+@pytest.fixture
+def ten_classes(tmp_path: Path) -> Path:
+    """Folders like those of CIFAR-10, of images in one shade for each class."""
+    for split, count in (("train", 40), ("test", 4)):
+        for number, name in enumerate("abcdefghij"):
+            (tmp_path / "cifar" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (32, 32), (25 * number,) * 3).save(tmp_path / "cifar" / split / name / f"{i}.png")
+    return tmp_path / "cifar"
+
+
+def test_tiles_have_the_labels_that_they_show(ten_classes: Path, tmp_path: Path) -> None:
+    cifar10_sets.tiles(ten_classes, tmp_path / "tiles")
+    data = MultiLabelData(str(tmp_path / "tiles"), num_workers=0)
+    data.setup()
+    assert data.class_names == tuple("abcdefghij")
+    counts = []
+    for split in ("train", "val", "test"):
+        reader, labels, indices = data._parts[split]
+        counts.append(len(indices))
+        for index in indices:
+            shades = np.asarray(Image.open(reader[index][0]).convert("L"))[16::32, 16::32].flatten()
+            assert np.flatnonzero(labels[index]).tolist() == sorted(set(np.round(shades / 25).astype(int).tolist()))
+    assert counts == [90, 10, 10]
+
+
+def test_thinned_classes_fall_exponentially(ten_classes: Path, tmp_path: Path) -> None:
+    cifar10_sets.thinned(ten_classes, tmp_path / "thinned", ratio=40)
+    data = ImageData(str(tmp_path / "thinned"), val_split="test", num_workers=0)
+    data.setup()
+    counts = data.class_counts or []
+    assert (counts[0], counts[-1], len(data._parts["test"][2])) == (40, 1, 40)
+    assert counts == sorted(counts, reverse=True)

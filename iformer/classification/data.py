@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -25,6 +25,7 @@ from iformer.classification.sources import (
     open_split,
 )
 from iformer.common.ranges import Count, NotNegativeInt, Positive, Range, Share, ShareRange, Size, checked
+from iformer.training.class_weights import ClassWeights, require_weights, weights_of
 from iformer.training.data import DataModule
 from iformer.training.folders import SPLITS
 from iformer.training.resumable import ResumableBatchSampler, position, run_seed
@@ -85,6 +86,9 @@ class ImageData(DataModule):
         random_erasing: Probability of erasing a rectangle.
         erasing_mode: Filling of the erased rectangle: pixel (noise), rand (one colour) or const (the mean).
         repeats: Number of copies of an image in the same global batch, for repeated augmentation.
+        class_sampling: The weight of each class's images in the draw of training images, which are then drawn with
+            replacement: a list, a mapping from names to weights (1 for others), or ``balanced``, with which each class
+            is drawn equally often.
         on_error: What to do with an unreadable image: raise an error, or skip it, that is warn and take the next image.
         max_error_share: Share of unreadable images above which skipping them ends with an error.
 
@@ -94,6 +98,8 @@ class ImageData(DataModule):
     Raises:
         ValueError: An argument is out of range.
     """
+
+    readers: ClassVar[tuple[str, ...]] = ("", "wds")  # the kinds of sources beside Hugging Face datasets
 
     @checked
     def __init__(
@@ -127,6 +133,7 @@ class ImageData(DataModule):
         random_erasing: Share = 0.0,
         erasing_mode: ErasingMode = "pixel",
         repeats: Count = 1,
+        class_sampling: ClassWeights | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         max_error_share: Share = 0.01,
     ) -> None:
@@ -137,9 +144,18 @@ class ImageData(DataModule):
         self.divided = False
         self.batch_size = batch_size
         # For each kind of split: the reader, the labels of all its images, and the indices to use.
-        self._parts: dict[str, tuple[Any, list[int], list[int]]] = {}
-        _require_consistent(self.settings)
+        self._parts: dict[str, tuple[Any, Any, list[int]]] = {}
+        _require_consistent(self.settings, self.readers)
         _require_known_names(self.settings)
+        require_weights("class_sampling", class_sampling)
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        """The number of training images of each class, after :meth:`setup`; None for shards, which are not counted."""
+        _, labels, indices = self._parts["train"]
+        if self.settings.reader == "wds":
+            return None
+        return np.bincount(np.asarray(labels)[indices], minlength=self.num_classes).tolist()
 
     @property
     def num_classes(self) -> int:
@@ -296,9 +312,26 @@ class ImageData(DataModule):
         dataset = LabelledImages(reader, labels, indices, transform, settings.in_chans, tolerance)
         repeats = settings.repeats if training else 1
         batches = ResumableBatchSampler(
-            length, batch_size, seed, *self.rank, shuffle=training, drop_last=training, repeats=repeats
+            length,
+            batch_size,
+            seed,
+            *self.rank,
+            shuffle=training,
+            drop_last=training,
+            repeats=repeats,
+            weights=self._sample_weights() if training else None,
         )
         return self.loader(dataset, batches, training)
+
+    def _sample_weights(self) -> np.ndarray | None:
+        """Return the weight of each training image in the draw, or None if they are only shuffled."""
+        given = self.settings.class_sampling
+        if given is None:
+            return None
+        key = "data.init_args.class_sampling"
+        weights = weights_of(key, given, self.class_names, lambda: self.class_counts)
+        _, labels, indices = self._parts["train"]
+        return np.asarray(weights)[np.asarray(labels)[indices]]
 
 
 class ShardLoader(DataLoader):
@@ -321,17 +354,23 @@ class ShardLoader(DataLoader):
         return super().__iter__()
 
 
-def _require_consistent(settings: Any) -> None:
+def _require_consistent(settings: Any, readers: Sequence[str]) -> None:
     """Raise ValueError, naming the argument, if an argument does not fit another one."""
     for name in ("mean", "std"):
         if len(settings[name]) != settings.in_chans:
             raise ValueError(
                 f"{name} has {len(settings[name])} values, expected one for each of {settings.in_chans} channels"
             )
-    if settings.reader not in ("", "wds") and not re.match("hfds/.", settings.reader):
-        raise ValueError(f"reader is {settings.reader!r}, expected '' (folders and tar files), 'wds' or 'hfds/NAME'")
+    if settings.reader not in readers and not re.match("hfds/.", settings.reader):
+        kinds = ", ".join(repr(kind) + " (folders and tar files)" * (not kind) for kind in readers)
+        raise ValueError(f"reader is {settings.reader!r}, expected {kinds} or 'hfds/NAME'")
     if settings.repeats > 1 and settings.reader == "wds":
         raise ValueError("repeats is more than 1, expected 1 for WebDataset shards, which cannot be read in any order")
+    if settings.class_sampling is not None and settings.reader == "wds":
+        raise ValueError(
+            f"class_sampling is {settings.class_sampling}, expected null for WebDataset shards, which cannot be read "
+            "in any order"
+        )
 
 
 def _require_known_names(settings: Any) -> None:

@@ -70,6 +70,12 @@ class FashionMNISTData(DataModule):
         """The preprocessing of images for a trained model, with the keys of timm's ``pretrained_cfg``."""
         return {"input_size": (1, 28, 28), "mean": (self.mean,), "std": (self.std,)}
 
+    @property
+    def class_counts(self) -> list[int]:
+        """The number of training images of each class, after :meth:`setup`."""
+        counts: list[int] = self.train[1].bincount(minlength=len(self.class_names)).tolist()
+        return counts
+
     def prepare_data(self) -> None:
         """Download the files if necessary, see :func:`fetch_fashion_mnist`."""
         fetch_fashion_mnist(self.data_dir)

@@ -79,14 +79,14 @@ class Tolerance:
         logger.warning("skipped (%d so far): %s", failed, error)
 
 
-class LabelledImages(Dataset[tuple[Tensor, int]]):
+class LabelledImages(Dataset[tuple[Tensor, Any]]):
     """Labelled images ``((C, H, W), label)`` from a reader that finds them by index.
 
     An unreadable image is replaced by the next readable one if the tolerance allows it.
 
     Args:
         reader: A reader of timm or :class:`ClassFolders`.
-        labels: The labels of all images of the reader.
+        labels: The labels of all images of the reader: a number, or a tensor ``(K,)`` for several labels.
         indices: The indices of the images to use.
         transform: The function that turns an image into ``(C, H, W)``.
         channels: The number of channels to read: 3 for RGB, 1 for greyscale.
@@ -96,7 +96,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
     def __init__(
         self,
         reader: Any,
-        labels: Sequence[int],
+        labels: Sequence[int] | Tensor,
         indices: Sequence[int],
         transform: Transform,
         channels: int,
@@ -108,7 +108,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+    def __getitem__(self, number: int) -> tuple[Tensor, Any]:
         while True:  # the tolerance ends this if there are too many unreadable images
             self.tolerance.count()
             index = self.indices[number % len(self)]
@@ -322,7 +322,7 @@ def choose_split(root: str, reader: str, kind: str, wanted: str | None) -> str |
 
 
 def available_splits(root: str, reader: str) -> list[str]:
-    """Return the names of the splits; for the reader of folders and tar files these are those in ``root``."""
+    """Return the names of the splits; those of folders, tar files and CSV files are in ``root``."""
     prefix, _, name = reader.partition("/")
     if prefix == "hfds":
         import datasets
@@ -335,6 +335,8 @@ def available_splits(root: str, reader: str) -> list[str]:
         raise FileNotFoundError(f"{root}: no such file or folder")
     if prefix == "wds":
         return sorted(_shard_info(root).get("splits", {}))
+    if prefix == "csv":
+        return sorted(path.stem for path in Path(root).glob("*.csv") if not is_hidden(path.name))
     if Path(root).is_file():
         return []
     return sorted(

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -16,56 +15,43 @@ from iformer.common.ranges import Count, NotNegative, ShareBelowOne, checked
 from iformer.models import saved
 from iformer.models.backbone import create
 from iformer.models.recomputation import recompute
+from iformer.training.class_weights import ClassWeights, require_weights
 from iformer.training.optimization import AdamWCosine
 from iformer.training.task import Task, network_config
 
 PAPER = AdamWCosine()  # frozen
 
 
-class ClassificationTask(Task):
-    """The task of classification: cross entropy on smoothed or mixed labels, and top-1 and top-5 accuracy.
+class Classifier(Task):
+    """The base class of the tasks that train timm's classifiers.
 
-    Batches are images ``(N, C, H, W)`` and labels ``(N,)``.
+    Batches are images ``(N, C, H, W)`` and labels.
 
     Args:
         model: Name of a timm model, such as ``iformer_small``.
         num_classes: Number of classes, which must be the number of classes of the data.
-        pretrained: ``true`` for the released weights; otherwise a file of weights, or a saved classifier, given by its
-            folder or as ``hf-hub:USER/NAME``. Position embeddings are resized to the model's. If the number of classes
-            differs, the last layer is newly initialised.
-        model_args: Further arguments of ``timm.create_model``, such as ``img_size``, ``in_chans``, ``drop_path_rate``.
+        pretrained: The weights to begin with.
+        model_args: Further arguments of ``timm.create_model``.
         optimization: The optimiser and its schedule.
-        label_smoothing: Share of the target that is spread over all classes.
-        mixup: Alpha of Mixup, or 0 for none. It needs an even batch size.
-        cutmix: Alpha of CutMix, or 0 for none. It needs an even batch size. If both are used, each batch is mixed by
-            one of them, chosen with equal probability.
-        grad_checkpointing: Whether to trade time for memory in training, as ``set_grad_checkpointing`` does in timm.
+        grad_checkpointing: Whether to trade time for memory in training.
         channels_last: Whether to keep images and weights in the memory format that convolutions prefer.
-        compile_model: Whether to compile the model with ``torch.compile``, which takes some minutes at the start.
-        confusion: Whether to write ``confusion.csv`` and ``confusion.png`` into the run's folder after a test.
+        compile_model: Whether to compile the model.
 
     Raises:
         ValueError: There is no such model, its arguments are wrong, or the weights do not fit it.
         OSError: The weights cannot be read.
     """
 
-    metric = "accuracy"
-
-    @checked
     def __init__(
         self,
         model: str,
-        num_classes: Count = 1000,
-        pretrained: bool | str = False,
-        model_args: dict[str, Any] | None = None,
-        optimization: AdamWCosine = PAPER,
-        label_smoothing: ShareBelowOne = 0.1,
-        mixup: NotNegative = 0.0,
-        cutmix: NotNegative = 0.0,
-        grad_checkpointing: bool = False,
-        channels_last: bool = True,
-        compile_model: bool = False,
-        confusion: bool = False,
+        num_classes: int,
+        pretrained: bool | str,
+        model_args: dict[str, Any] | None,
+        optimization: AdamWCosine,
+        grad_checkpointing: bool,
+        channels_last: bool,
+        compile_model: bool,
     ) -> None:
         super().__init__()
         self.network = network_config({"name": model, "num_classes": num_classes}, model_args)
@@ -76,15 +62,8 @@ class ClassificationTask(Task):
         recompute(self.model)
         if compile_model:
             self.model.compile()
-        self.num_classes, self.optimization, self.confusion = num_classes, optimization, confusion
+        self.num_classes, self.optimization = num_classes, optimization
         self.in_chans = (model_args or {}).get("in_chans", 3)
-        self.mixup: Any = None
-        if mixup or cutmix:
-            self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
-        self.label_smoothing = label_smoothing
-        self.top1 = MulticlassAccuracy(num_classes, average="micro")
-        self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
-        self.confusion_matrix = MulticlassConfusionMatrix(num_classes)
 
     def build(self) -> nn.Module:
         """Return a classifier like ``model``, without its weights."""
@@ -108,6 +87,69 @@ class ClassificationTask(Task):
         """Return the logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
         return self.model(images.contiguous(memory_format=self.memory_format))
 
+
+class ClassificationTask(Classifier):
+    """The task of classification: cross entropy on smoothed or mixed labels, and top-1 and top-5 accuracy.
+
+    Batches are images ``(N, C, H, W)`` and labels ``(N,)``.
+
+    Args:
+        model: Name of a timm model, such as ``iformer_small``.
+        num_classes: Number of classes, which must be the number of classes of the data.
+        pretrained: ``true`` for the released weights; otherwise a file of weights, or a saved classifier, given by its
+            folder or as ``hf-hub:USER/NAME``. Position embeddings are resized to the model's. If the number of classes
+            differs, the last layer is newly initialised.
+        model_args: Further arguments of ``timm.create_model``, such as ``img_size``, ``in_chans``, ``drop_path_rate``.
+        optimization: The optimiser and its schedule.
+        label_smoothing: Share of the target that is spread over all classes.
+        mixup: Alpha of Mixup, or 0 for none. It needs an even batch size.
+        cutmix: Alpha of CutMix, or 0 for none. It needs an even batch size. If both are used, each batch is mixed by
+            one of them, chosen with equal probability.
+        class_weights: The factor of each class's share of the training loss: a list, a mapping from names to weights (1
+            for others), or ``balanced``, inversely proportional to the number of training images. The losses of
+            evaluation are not weighted.
+        grad_checkpointing: Whether to trade time for memory in training, as ``set_grad_checkpointing`` does in timm.
+        channels_last: Whether to keep images and weights in the memory format that convolutions prefer.
+        compile_model: Whether to compile the model with ``torch.compile``, which takes some minutes at the start.
+        confusion: Whether to write ``confusion.csv`` and ``confusion.png`` into the run's folder after a test.
+
+    Raises:
+        ValueError: There is no such model, its arguments are wrong, or the weights do not fit it.
+        OSError: The weights cannot be read.
+    """
+
+    metric = "accuracy"
+
+    @checked
+    def __init__(
+        self,
+        model: str,
+        num_classes: Count = 1000,
+        pretrained: bool | str = False,
+        model_args: dict[str, Any] | None = None,
+        optimization: AdamWCosine = PAPER,
+        label_smoothing: ShareBelowOne = 0.1,
+        mixup: NotNegative = 0.0,
+        cutmix: NotNegative = 0.0,
+        class_weights: ClassWeights | None = None,
+        grad_checkpointing: bool = False,
+        channels_last: bool = True,
+        compile_model: bool = False,
+        confusion: bool = False,
+    ) -> None:
+        super().__init__(
+            model, num_classes, pretrained, model_args, optimization, grad_checkpointing, channels_last, compile_model
+        )
+        self.confusion = confusion
+        self.mixup: Any = None
+        if mixup or cutmix:
+            self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
+        require_weights("class_weights", class_weights)
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
+        self.top1 = MulticlassAccuracy(num_classes, average="micro")
+        self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
+        self.confusion_matrix = MulticlassConfusionMatrix(num_classes)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, which Mixup or CutMix mixes first if they are used.
 
@@ -117,12 +159,12 @@ class ClassificationTask(Task):
         images, labels = batch
         self._check(labels)
         if self.mixup is None:
-            loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+            loss = _cross_entropy(self(images), labels, self.loss_weights, self.label_smoothing)
         else:
             if len(labels) % 2:
                 raise ValueError(f"data.init_args.batch_size is {len(labels)}, but Mixup and CutMix need an even one")
             images, targets = self.mixup(images, labels)
-            loss = SoftTargetCrossEntropy()(self(images), targets)
+            loss = _cross_entropy(self(images), targets, self.loss_weights)
         self.log("loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
 
@@ -170,6 +212,8 @@ class ClassificationTask(Task):
 
     def _check(self, labels: Tensor) -> None:
         """Raise ValueError for a label without a class, for which torch would crash, on a GPU only later."""
+        if labels.ndim != 1:
+            raise ValueError("the data has several labels for an image, expected the task MultiLabelTask for it")
         if labels.max() >= self.num_classes or labels.min() < 0:
             raise ValueError(
                 f"label {int(labels.max())} in the data, but model.init_args.num_classes is {self.num_classes}"
@@ -178,3 +222,13 @@ class ClassificationTask(Task):
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write ``model`` into ``folder`` with everything that ``iformer predict`` and timm need to use it."""
         saved.save(model, folder, self.class_names, **(self.of_data("data_config") or {}))
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float = 0.0) -> Tensor:
+    """Return the mean over a batch of the cross entropy, in which classes may have weights.
+
+    The mean of torch itself would be weighted too, so that the batches of several ranks would count differently.
+    """
+    if weights is None:
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    return F.cross_entropy(logits, targets, weights, label_smoothing=smoothing, reduction="sum") / len(targets)

@@ -14,7 +14,7 @@ from iformer.common.provenance import provenance
 from iformer.comparison import figures, statistics
 from iformer.comparison.statistics import Difference
 
-SCORES = {"accuracy": "top-1 accuracy", "box_ap": "AP of boxes", "miou": "mIoU"}
+SCORES = {"accuracy": "top-1 accuracy", "box_ap": "AP of boxes", "map": "mean average precision", "miou": "mIoU"}
 """The tasks' main metrics in words."""
 
 NOTES = {

@@ -74,6 +74,8 @@ def class_labels(model: Model, folder: Path) -> list[tuple[Path, int]]:
 
 
 def _top1(model: Model, folder: Path, unreadable: Unreadable) -> tuple[int, dict[str, float]]:
+    if "thresholds" in model.config:
+        raise ValueError(f"{folder}: the model gives images several labels, which class folders do not; leave it out")
     labels: dict[ImageFile, int] = dict(class_labels(model, folder))
     hits = total = 0
     paths = [path for path in labels if path not in unreadable]

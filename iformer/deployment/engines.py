@@ -20,7 +20,7 @@ PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "torch-export": "torc
 
 METADATA = (
     *("task", "model", "precision", "dynamic", "class_names", "preprocessing"),
-    *("palette", "resize", "window", "flip_test", "category_ids"),
+    *("thresholds", "palette", "resize", "window", "flip_test", "category_ids"),
 )
 """The keys of files' metadata, of which each task has its own."""
 

@@ -100,7 +100,7 @@ def _config(about: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of a classifier or segmenter, see :class:`iformer.models.saved.Model`."""
     how = {key: tuple(value) if isinstance(value, list) else value for key, value in about["preprocessing"].items()}
     if about["task"] == "classification":
-        return how
+        return how if "thresholds" not in about else {**how, "thresholds": tuple(about["thresholds"])}
     own = {key: about.get(key) for key in ("class_names", "palette", "resize", "window", "flip_test")}
     if about["dynamic"]:
         return {**own, "mean": how["mean"], "std": how["std"]}

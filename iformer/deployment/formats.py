@@ -4,7 +4,9 @@ A file takes normalised images ``(N, C, H, W)`` of float32 and returns logits of
 classifier and ``(N, classes, H, W)`` for a segmenter. Its metadata holds what its user needs to know: ``task``,
 ``model``, ``precision``, and as JSON ``dynamic`` (whether it takes any size), ``class_names`` (a list) and
 ``preprocessing`` (an object of ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``);
-for a segmenter also ``palette``, and ``resize``, ``window`` and ``flip_test`` where it has them.
+for a classifier whose images have several labels also ``thresholds``, the probability (the sigmoid of the logit) from
+which on an image has each; for a segmenter also ``palette``, and ``resize``, ``window`` and ``flip_test`` where it has
+them.
 """
 
 import errno
@@ -101,7 +103,7 @@ def metadata(model: Model, precision: str, dynamic: bool = False) -> Metadata:
         told["finds_masks"] = model.network.finds_masks
     else:
         told["preprocessing"] = {key: model.config[key] for key in keys}
-    others = ("palette", "resize", "window", "flip_test", "category_ids")
+    others = ("thresholds", "palette", "resize", "window", "flip_test", "category_ids")
     told |= {key: model.config[key] for key in others if model.config.get(key)}
     return {
         "task": model.task,

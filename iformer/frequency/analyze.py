@@ -175,7 +175,7 @@ def explain(model: Model, images: Tensor, target: int | None = None) -> Evidence
         target: The number of the class; None means the class that the model predicts for each image.
     """
     with torch.inference_mode():
-        probabilities = model.network(images).softmax(-1)
+        probabilities = model.probabilities(model.network(images))
     classes = probabilities.argmax(-1) if target is None else torch.full((len(images),), target)
     maps = grad_cam(model.network, class_layer(model.network, images), images, classes)
     titles = [

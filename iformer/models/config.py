@@ -15,7 +15,7 @@ import timm
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import TypeAliasType  # in typing from Python 3.12 on
 
-from iformer.common.ranges import Byte, in_words
+from iformer.common.ranges import Byte, Share, in_words
 
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=1000)]
@@ -81,8 +81,17 @@ class ClassifierConfig(BaseModel):
     num_classes: Classes
     global_pool: Text | None = None
     label_names: Names | dict[str, Text] | None = None
+    thresholds: list[Share] | None = None
     model_args: Arguments = {}
     pretrained_cfg: Preprocessing
+
+    @model_validator(mode="after")
+    def _check_thresholds(self) -> "ClassifierConfig":
+        if self.thresholds is not None and len(self.thresholds) != self.num_classes:
+            raise ValueError(
+                f"thresholds has {len(self.thresholds)} values, expected {self.num_classes}, one per class"
+            )
+        return self
 
 
 class SegmenterNetwork(_Strict):

@@ -33,13 +33,20 @@ OF_THE_RELEASE = ("tag", "license", "origin_url", "notes")
 """Keys of timm's configuration that describe the released weights, and not weights that a user has trained."""
 
 
-def save(model: Any, folder: str | Path, class_names: Sequence[str], **data_config: Any) -> None:
+def save(
+    model: Any,
+    folder: str | Path,
+    class_names: Sequence[str],
+    thresholds: Sequence[float] | None = None,
+    **data_config: Any,
+) -> None:
     """Write a classifier into ``folder``. Earlier files stay there until the new ones are complete.
 
     Args:
         model: A model created by timm.
         folder: The folder to write into; it is created if it does not exist.
         class_names: The names of the classes, in the order of the model's outputs.
+        thresholds: The probability from which on an image has the label, for each class, if it may have several.
         data_config: Preprocessing that differs from the model's default, such as ``input_size``, ``mean`` and ``std``.
 
     Raises:
@@ -48,7 +55,7 @@ def save(model: Any, folder: str | Path, class_names: Sequence[str], **data_conf
     saved = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # safetensors supports no other format
     saved.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in OF_THE_RELEASE}
     with replaced(Path(folder)) as temporary:
-        model_config = {"label_names": list(class_names)}
+        model_config = {"label_names": list(class_names), **({"thresholds": list(thresholds)} if thresholds else {})}
         save_for_hf(saved, str(temporary), model_config=model_config, data_config=data_config, safe_serialization=True)
         written = json.loads((temporary / "config.json").read_text())
         # num_classes also stands beside model_args, and transformers accepts it only once.
@@ -86,7 +93,8 @@ class Model:
         network: The network, in evaluation mode.
         class_names: The names of the classes, in the order of the network's outputs.
         config: The preprocessing of images. For a classifier it has timm's keys ``input_size`` (channels, height,
-            width), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``; for other tasks it is the
+            width), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``, and ``thresholds``, the
+            probability from which on an image has each label, if it may have several; for other tasks it is the
             contents of ``config.json``.
         weights: The source of the weights: ``released``, a seed, a file or a folder.
         exported: The precision in which the model was exported, if it is a file that an inference engine runs; empty
@@ -110,6 +118,10 @@ class Model:
     def channels(self) -> int:
         """The number of channels of the model's images: 3 for RGB, 1 for greyscale."""
         return self.config["input_size"][0] if "input_size" in self.config else 3
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of a classifier's classes, ``(N, K)``; of several labels they need not sum to 1."""
+        return logits.float().sigmoid() if "thresholds" in self.config else logits.float().softmax(-1)
 
     @cached_property
     def prepare(self) -> Any:
@@ -168,8 +180,14 @@ def resolve(reference: str | Path, weights: str | Path = "", seed: int = 0) -> M
     return of_classifier(network, f"fresh, seed {seed}" if weights == "random" else weights)
 
 
-def of_classifier(network: Any, weights: str = "") -> Model:
-    """Return a timm classifier as a :class:`Model`, with the preprocessing and the classes of its configuration."""
+def of_classifier(network: Any, weights: str = "", thresholds: Sequence[float] | None = None) -> Model:
+    """Return a timm classifier as a :class:`Model`, with the preprocessing and the classes of its configuration.
+
+    Args:
+        network: The classifier.
+        weights: The source of the weights.
+        thresholds: The probability from which on an image has each label, if it may have several.
+    """
     names = network.pretrained_cfg.get("label_names")
     if not names and (subset := infer_imagenet_subset(network)):
         info = ImageNetInfo(subset)
@@ -177,6 +195,8 @@ def of_classifier(network: Any, weights: str = "") -> Model:
     names = names or [f"class {index}" for index in range(network.num_classes)]
     name = network.pretrained_cfg.get("architecture", type(network).__name__)
     data_config = resolve_input_data_config(network)
+    if thresholds:
+        data_config["thresholds"] = tuple(thresholds)
     return Model(name, "classification", network.eval(), tuple(names), data_config, weights)
 
 
@@ -186,7 +206,7 @@ def _saved(reference: str, trained: bool, seed: int) -> Model:
     weights = reference if trained else f"fresh, seed {seed}"
     torch.manual_seed(seed)
     if settings["task"] == "classification":
-        return of_classifier(_classifier(folder, settings, trained), weights)
+        return of_classifier(_classifier(folder, settings, trained), weights, settings.get("thresholds"))
     # The package of the task knows how to build the network.
     try:
         network = import_module(f"iformer.{settings['task']}.model").build(**settings["network"])

@@ -205,6 +205,19 @@ class SegmentationData(DataModule):
         self._pairs: dict[str, list[tuple[Path, Path]]] = {}
 
     @property
+    def class_counts(self) -> list[int]:
+        """The number of pixels of each class in all training label maps, which are read for this.
+
+        Raises:
+            ValueError: A label map cannot be read, or has a value that stands for no class.
+        """
+        scenes = self._scenes("train", self._evaluation_transform())
+        counts = np.zeros(IGNORE + 1, np.int64)
+        for _, file in scenes.pairs:
+            counts += np.bincount(scenes.read_labels(file).flatten(), minlength=IGNORE + 1)
+        return counts[: len(self.class_names)].tolist()
+
+    @property
     def data_config(self) -> dict[str, Any]:
         """The preprocessing and the classes that a trained model needs to know, and how its label maps are read."""
         return {

@@ -1,7 +1,7 @@
 """The task of segmentation: training and evaluation of segmenters."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from iformer.models.recomputation import recompute
 from iformer.segmentation import inference, metrics, pictures
 from iformer.segmentation.model import Architecture, build, nested
 from iformer.segmentation.transforms import IGNORE
+from iformer.training.class_weights import ClassWeights, require_weights
 from iformer.training.optimization import AdamWCosine
 from iformer.training.task import Task, network_config
 
@@ -23,7 +24,7 @@ PAPER = AdamWCosine(lr=2e-4, min_lr=0.0, base_batch=16, weight_decay=1e-4, warmu
 
 
 class SegmentationTask(Task):
-    """A task that trains segmenters with cross entropy and evaluates them by mean intersection over union.
+    """A task that trains segmenters by cross entropy and evaluates them by mean intersection over union.
 
     The loss is averaged over the labelled pixels, and the scores are computed over the whole dataset. Batches are
     images ``(N, 3, H, W)`` and label maps, which are 255 where there is no label. In training the label maps are
@@ -37,6 +38,11 @@ class SegmentationTask(Task):
         model_args: Further arguments of the function in :mod:`iformer.segmentation.model`, such as ``neck_channels``
             and ``backbone_args``.
         optimization: The optimiser and its schedule.
+        class_weights: The factor of each class's share of the cross entropy in training: a list, a mapping from names
+            to weights (1 for others), or ``balanced``, inversely proportional to the number of pixels in the training
+            label maps, all of which are read for this. The losses of evaluation are not weighted.
+        overlap_loss: A loss of segmentation_models_pytorch that is added to the cross entropy in training, and counts
+            classes alike, whatever their size: ``dice`` or ``lovasz``.
         window: The height and width of a window that slides over the images in evaluation; None takes them whole.
         flip_test: Whether evaluation averages the prediction with that for the mirrored image. Like ``window``, it is
             saved with the model, so that ``iformer predict`` uses it too.
@@ -59,6 +65,8 @@ class SegmentationTask(Task):
         pretrained: bool | str = False,
         model_args: dict[str, Any] | None = None,
         optimization: AdamWCosine = PAPER,
+        class_weights: ClassWeights | None = None,
+        overlap_loss: Literal["dice", "lovasz"] | None = None,
         window: Size | None = None,
         flip_test: bool = False,
         channels_last: bool = True,
@@ -72,6 +80,8 @@ class SegmentationTask(Task):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         self.num_classes, self.optimization = num_classes, optimization
+        require_weights("class_weights", class_weights)
+        self.class_weights, self.overlap_loss = class_weights, _overlap_loss(overlap_loss)
         self.window, self.flip_test, self.pictures = window, flip_test, pictures
         self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False)
         self._shown: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -100,7 +110,10 @@ class SegmentationTask(Task):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         images, labels = batch
-        loss = _loss(self(images), labels)
+        logits = self(images)
+        loss = _loss(logits, labels, self.loss_weights)
+        if self.overlap_loss is not None and (labels != IGNORE).any():  # Lovász loss is not defined without labels
+            loss = loss + self.overlap_loss(logits.float(), labels.long())
         self.log("loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
 
@@ -155,8 +168,18 @@ class SegmentationTask(Task):
         saved.save_assembled(model, folder, "segmentation", {**settings, **(self.of_data("data_config") or {})})
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross entropy over the labelled pixels, or 0 if there are none."""
+def _loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean cross entropy over the labelled pixels, or 0 if there are none; classes may have weights."""
     labels = labels.long()
     labelled = (labels != IGNORE).sum().clamp(min=1)
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / labelled
+    return F.cross_entropy(logits.float(), labels, weights, ignore_index=IGNORE, reduction="sum") / labelled
+
+
+def _overlap_loss(name: str | None) -> nn.Module | None:
+    """Return a loss from logits ``(N, K, H, W)`` and labels ``(N, H, W)``, or None if it has no name."""
+    if name is None:
+        return None
+    # This imports the whole package, which few users need.
+    from segmentation_models_pytorch.losses import DiceLoss, LovaszLoss
+
+    return {"dice": DiceLoss, "lovasz": LovaszLoss}[name]("multiclass", ignore_index=IGNORE)

@@ -174,7 +174,9 @@ class RunCheckpoint(Checkpoint):
             self._end()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, unless the validation has just done so, and end the run on SIGTERM."""
+        """Save, unless this was done before the validation and it changed nothing, and end the run on SIGTERM."""
+        if getattr(pl_module, "learns_in_validation", False):
+            self.saved = -1
         self._save(trainer)
         if trainer.strategy.reduce_boolean_decision(self.terminated, all=False):
             self._end()

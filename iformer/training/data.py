@@ -31,6 +31,11 @@ class DataModule(lightning.LightningDataModule):
     class_names: Sequence[str]
 
     @property
+    def class_counts(self) -> Sequence[int] | None:
+        """The number of training labels of each class, after :meth:`setup`; None if the data does not tell."""
+        return None
+
+    @property
     def rank(self) -> tuple[int, int]:
         """The rank of this process, and the number of processes that train together."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

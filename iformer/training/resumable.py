@@ -7,8 +7,10 @@ resumed in the middle of an epoch therefore continues as if it had never stopped
 :class:`iformer.training.data.DataModule` shows what a datamodule has to do for this.
 """
 
+import itertools
 import os
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +21,10 @@ from torch.utils.data import Dataset, Sampler
 
 
 class SampleKey(NamedTuple):
-    """The epoch, number and repeat of a sample, which determine the random draws of its augmentation."""
+    """The epoch, number and repeat of a sample, which determine the random draws of its augmentation.
+
+    The repeat tells apart the copies of a sample in an epoch.
+    """
 
     epoch: int
     sample: int
@@ -69,9 +74,12 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         repeats: Number of differently augmented copies of an image in the same global batch (repeated augmentation,
             Hoffer et al., 2020; timm's ``RepeatAugSampler``). The length of an epoch does not change, so that it has
             that many times fewer images.
+        weights: Weight of each sample: instead of being shuffled, as many samples as there are in the dataset are drawn
+            with replacement in each epoch, with probabilities proportional to their weights.
 
     Raises:
-        ValueError: There are not enough samples for one on each rank or, with ``drop_last``, for one batch.
+        ValueError: There are not enough samples for one on each rank or, with ``drop_last``, for one batch; or no
+            weight is above 0.
     """
 
     def __init__(
@@ -84,6 +92,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         shuffle: bool = True,
         drop_last: bool = True,
         repeats: int = 1,
+        weights: Sequence[float] | np.ndarray | None = None,
     ) -> None:
         needed = batch_size * world_size if drop_last else world_size
         if length < needed:
@@ -93,6 +102,12 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.shuffle, self.drop_last, self.repeats = shuffle, drop_last, repeats
+        self.shares: np.ndarray | None = None  # the probability of each sample in a draw
+        if weights is not None:
+            given = np.asarray(weights, dtype=np.float64)
+            if not given.sum() > 0:
+                raise ValueError("all samples have the weight 0, expected a weight above 0 for some of them")
+            self.shares = given / given.sum()
         self.epoch = self.first = 0
         self.same_order = False  # whether each epoch has the order of the first one
 
@@ -123,9 +138,14 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
 
     def order(self, epoch: int) -> Sequence[int]:
         """Return the samples of all ranks in the order of an epoch, from which global batches are taken in turn."""
+        generator = np.random.default_rng((self.seed, epoch))
+        order: list[int]
+        if self.shares is not None:
+            order = generator.choice(self.length, self.length, p=self.shares).tolist()
+            return order
         if not self.shuffle:
             return range(self.length)
-        order: list[int] = np.random.default_rng((self.seed, epoch)).permutation(self.length).tolist()
+        order = generator.permutation(self.length).tolist()
         return order
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -134,6 +154,8 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
 
     def _batches(self, epoch: int, first: int) -> Iterator[list[SampleKey]]:
         order = self.order(0 if self.same_order else epoch)
+        # A sample that is drawn again in the epoch is augmented anew.
+        copies = [0] * self.length if self.shares is None else list(_earlier(order))
         places = range(self.rank, self.length, self.world_size)  # this rank's places in the order of the epoch
         count = len(self)
         # Other ranks may need one more batch for one more sample; this rank's samples are then spread over as many.
@@ -143,7 +165,15 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
                 part = places[batch * len(places) // count : (batch + 1) * len(places) // count]
             else:
                 part = places[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [SampleKey(epoch, order[i // self.repeats], i % self.repeats) for i in part]
+            drawn = ((i // self.repeats, i % self.repeats) for i in part)
+            yield [SampleKey(epoch, order[k], copies[k] * self.repeats + repeat) for k, repeat in drawn]
+
+
+def _earlier(order: Sequence[int]) -> Iterator[int]:
+    """Yield for each place of an order how often its sample stands in earlier places."""
+    seen: dict[int, Iterator[int]] = defaultdict(itertools.count)
+    for sample in order:
+        yield next(seen[sample])
 
 
 class SeededDataset(Dataset[Any]):

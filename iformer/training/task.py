@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 from iformer.common.pages import write_csv
+from iformer.training.class_weights import ClassWeights, weights_of
 from iformer.training.optimization import AdamWCosine, AdamWSteps
 
 
@@ -37,16 +39,23 @@ class Task(lightning.LightningModule):
     Attributes:
         metric: The name of the task's main metric, which is logged as ``val_NAME`` and ``test_NAME``: a share, of which
             more is better.
+        learns_in_validation: Whether a validation changes what the task saves, such as thresholds.
+        class_weights: The weights of the classes in the loss as a task's user gives them, or None.
+        loss_weights: These weights as a tensor ``(num_classes,)``, from the beginning of training on.
     """
 
     metric: ClassVar[str]
+    learns_in_validation: ClassVar[bool] = False
     model: Any
     num_classes: int
     optimization: AdamWCosine | AdamWSteps
     parameter_groups: list[dict[str, Any]]
+    class_weights: ClassWeights | None = None
+    loss_weights: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("loss_weights", None, persistent=False)
         self.per_class: list[dict[str, Any]] = []
 
     def build(self) -> nn.Module:
@@ -62,16 +71,21 @@ class Task(lightning.LightningModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Compare the classes of data and model, and group the parameters before they are sharded.
+        """Compare the classes of data and model, weigh them, and group the parameters before they are sharded.
 
         Raises:
-            ValueError: The number of classes of the data differs from the model's.
+            ValueError: The number of classes of the data differs from the model's, or ``class_weights`` do not fit
+                them.
         """
         names = self.of_data("class_names")
         if names is not None and len(names) != self.num_classes:
             raise ValueError(
                 f"model.init_args.num_classes is {self.num_classes}, but the data has {len(names)} classes"
             )
+        if stage == "fit" and self.class_weights is not None:
+            key, counts = "model.init_args.class_weights", lambda: self.of_data("class_counts")
+            weights = weights_of(key, self.class_weights, self.class_names, counts)
+            self.loss_weights = torch.tensor(weights, device=self.device)
         self.parameter_groups = self.optimization.parameter_groups(self.model) if stage == "fit" else []
 
     def export(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 
 from iformer.models import saved
 from iformer.segmentation import inference
+from iformer.segmentation.data import SegmentationData
 from iformer.segmentation.task import SegmentationTask
 from iformer.training import checkpoints
 from iformer.training.launcher import run
+from iformer.training.optimization import AdamWCosine
 from tests.conftest import Command
 from tests.segmentation.conftest import COLOURS, FOLDERS, NAMES, scene
 from tests.training.processes import start_ranks
@@ -225,3 +227,55 @@ def test_mistakes_are_named(scenes: Path, tmp_path: Path, iformer: Command) -> N
     status, _, err = iformer("predict", tmp_path / "a.png", "--checkpoint", tmp_path / "odd")
     assert status == 2
     assert "config.json: network: Field required" in err
+
+
+@pytest.mark.parametrize("overlap", ["dice", "lovasz"])
+def test_the_loss_may_weigh_classes_and_count_their_overlap(
+    overlap: Any, scenes: Path, tmp_path: Path, iformer: Command
+) -> None:
+    args = {"neck_channels": 8, "head_channels": 8}
+    plain = SegmentationTask("iformer_nano", 3, model_args=args)
+    task = SegmentationTask("iformer_nano", 3, model_args=args, class_weights=[1.0, 2.0, 0.0], overlap_loss=overlap)
+    for each in (plain, task):
+        each.log = lambda *_, **__: None  # type: ignore[method-assign]
+        each.forward = lambda _: logits  # type: ignore[method-assign]
+    task.loss_weights = torch.tensor([1.0, 2.0, 0.0])
+    labels = torch.tensor([[[0, 1, 255], [1, 2, 2]]], dtype=torch.uint8)
+    logits = 20 * torch.nn.functional.one_hot(labels.long() % 253, 3).permute(0, 3, 1, 2).float()
+    assert task.training_step((logits, labels), 0) == pytest.approx(0, abs=1e-5)  # all is right
+    logits = torch.zeros(1, 3, 2, 3)
+    expected = torch.tensor(3.0).log() * (1 + 2 + 2 + 0 + 0) / 5
+    # Soft Dice of a third everywhere; Lovász loss of an equal error everywhere is that error.
+    shares = torch.tensor([1, 2, 2])
+    dice = (1 - 2 * shares / 3 / (5 / 3 + shares)).mean()
+    found = task.training_step((logits, labels), 0) - expected
+    assert 0.3 < found < 0.9
+    if overlap == "dice":
+        torch.testing.assert_close(found, dice)
+    empty = torch.full((1, 2, 3), 255, dtype=torch.uint8)
+    assert task.training_step((logits, empty), 0) == plain.training_step((logits, empty), 0) == 0
+
+
+def test_balanced_weights_come_from_the_label_maps(scenes: Path, tmp_path: Path, iformer: Command) -> None:
+    changes = {"model__init_args__class_weights": "balanced", "model__init_args__overlap_loss": "dice"}
+    file = recipe(scenes, tmp_path, **changes, trainer__max_epochs=1)
+    settings = yaml.safe_load(file.read_text())
+    task = SegmentationTask(**{**settings["model"]["init_args"], "optimization": AdamWCosine(warmup_epochs=0)})
+    data = SegmentationData(**settings["data"]["init_args"])
+    data.setup("fit")
+    maps = [np.asarray(Image.open(path)) for path in (scenes / "labels/train").iterdir()]
+    counts = [sum(int((labels == label).sum()) for labels in maps) for label in range(3)]
+    assert data.class_counts == counts
+    task.trainer = SimpleNamespace(strategy=None, datamodule=data)  # type: ignore[assignment]
+    task.setup("fit")
+    assert task.loss_weights is not None
+    assert (task.loss_weights * torch.tensor(counts)).sum() / sum(counts) == pytest.approx(1)
+    assert iformer("fit", f"--config={file}")[0] == 0
+    for setting, message in {
+        "class_weights=[1,2]": "model.init_args.class_weights has 2 weights, expected one for each of 3 classes",
+        "class_weights={gren: 2}": "class_weights names gren, which is none of the 3 classes; did you mean green?",
+        "overlap_loss=iou": "overlap_loss",
+    }.items():
+        status, _, err = iformer("fit", f"--config={recipe(scenes, tmp_path / 'b')}", f"--model.init_args.{setting}")
+        assert status == 2
+        assert message in err.splitlines()[-1]
