@@ -16,8 +16,8 @@ from iformer.deployment import engines
 # The operations that stay in floating point. NNCF would quantise depthwise convolutions and elementwise operations too,
 # but both are bound by memory, and each change of type is one more pass over a map that cannot be fused with GELU and
 # residuals. Attention in int8 is not faster either, and costs three points of accuracy if the rest is in bfloat16.
-# A detector's regions are gathered from the levels of the pyramid by ScatterElementsUpdate: quantised before that, level
-# by level, they cost a small detector nine points of AP; quantised after it, as the heads' input, one.
+# A detector's regions are gathered from the levels of the pyramid by ScatterElementsUpdate: quantised before that, they
+# cost a small detector nine points of AP; quantised after it, as the heads' input, one.
 _FLOAT = (
     *("Add", "AvgPool", "Concat", "Divide", "GroupConvolution", "Interpolate", "MaxPool", "Multiply"),
     *("ReduceMean", "ROIAlign", "ScaledDotProductAttention", "ScatterElementsUpdate", "Subtract"),
