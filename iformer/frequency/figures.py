@@ -50,9 +50,11 @@ def save(figure: Figure, path: Path) -> None:
             save_figure(figure, path.with_suffix(suffix), dpi=300)
 
 
-def two_lines(name: str) -> str:
-    """Return a name for a label, with a line for each part between commas."""
-    return "\n".join(label(part) for part in name.split(", "))
+def in_lines(name: str) -> str:
+    """Return a name for a label, with a line for each part between commas, or several where it is long."""
+    # Long names are broken behind underscores, where textwrap breaks them if there is a space.
+    parts = (textwrap.wrap(short(part).replace("_", "_ "), 20) for part in name.split(", "))
+    return "\n".join(label(line.replace("_ ", "_")) for lines in parts for line in lines)
 
 
 def _title(layer: Layer, size: tuple[int, ...]) -> str:
@@ -113,7 +115,7 @@ def layer_spectra(measurements: Mapping[str, Measurement], columns: int = 4) -> 
                 axes.set_title(_title(layer, frequencies.size), fontsize=6)
             for axes in row[len(panels) :]:
                 axes.axis("off")
-            row[0].set_ylabel(two_lines(name), fontsize=6)
+            row[0].set_ylabel(in_lines(name), fontsize=6)
         _spectrum_bar(figure, grid)
         share_axes_labels(grid)
         figure.supxlabel("frequency", fontsize=7)
@@ -145,7 +147,7 @@ def relative_log_amplitudes(measurements: Mapping[str, Measurement]) -> Figure:
                 axes.plot(
                     frequencies.frequencies.numpy(), curve, color=colours(depth), lw=1.1, marker=marker, markersize=2.2
                 )
-            axes.set_title(two_lines(name))
+            axes.set_title(in_lines(name))
             axes.set_xticks([0, 0.5, 1], ["0", "0.5π", "π"])
             axes.spines[["top", "right"]].set_visible(False)
         for axes in list(grid.flat)[len(measurements) :]:
@@ -203,7 +205,7 @@ def branch_shares(stages: Mapping[str, Sequence[BranchInStage]]) -> Figure:
                 axes.plot([x, x], [before, after], color=colour, lw=1)
                 axes.plot(x, before, marker=marker, color=colour, markerfacecolor="white", markersize=3.5)
                 axes.errorbar(x, after, 100 * each.shares["output"].margin, fmt=marker, color=colour, markersize=3.5)
-            axes.set_title(two_lines(name))
+            axes.set_title(in_lines(name))
             axes.set_xticks(numbers)
             axes.set_xlabel("stage")
             axes.set_ylim(bottom=0)
@@ -238,7 +240,7 @@ def attention_distances(measurements: Mapping[str, Measurement]) -> Figure:
                 axes.plot([x - 0.35, x + 0.35], 2 * [distance.uniform], color="0.5", lw=1, ls=(0, (2, 1)))
                 axes.plot(np.full(len(heads), x), heads, "o", color=COLOURS["attention"], alpha=0.5, ms=2.5, mew=0)
                 axes.plot([x - 0.35, x + 0.35], 2 * [heads.mean()], color=COLOURS["attention"], lw=1.4)
-            axes.set_title(two_lines(name))
+            axes.set_title(in_lines(name))
             count = len(measurement.distances)
             axes.set_xticks(range(1, count + 1, -(-count // 10)))
             axes.set_xlabel("block")
@@ -271,7 +273,7 @@ def receptive_fields(fields: Mapping[str, Mapping[Layer, Tensor]]) -> Figure:
                 height, width = field.shape
                 axes.set_xticks([0, width - 1], ["1", str(width)])
                 axes.set_yticks([0, height - 1], ["1", str(height)])
-            row[0].set_ylabel(two_lines(name), fontsize=6)
+            row[0].set_ylabel(in_lines(name), fontsize=6)
         share_axes_labels(grid)
         bar = figure.colorbar(ScalarMappable(norm, HEAT), ax=grid.ravel().tolist(), aspect=12 * len(fields), pad=0.02)
         bar.set_label("gradient, relative\nto the largest", fontsize=6)
@@ -320,7 +322,7 @@ def class_activation(found: Mapping[str, Evidence]) -> Figure:
             axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
         grid[0, 0].set_ylabel("image")
         for row, (name, evidence) in zip(grid[1:], found.items(), strict=True):
-            row[0].set_ylabel(two_lines(name), fontsize=6)
+            row[0].set_ylabel(in_lines(name), fontsize=6)
             for axes, picture, heat, title in zip(row, evidence.pictures, evidence.maps, titles[name], strict=True):
                 axes.imshow(picture.mean(-1).numpy(), cmap="gray", vmin=0, vmax=1)
                 axes.imshow(heat.numpy(), cmap=HEAT, vmin=0, vmax=1, alpha=0.6)

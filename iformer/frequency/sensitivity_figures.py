@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from iformer.common.plotting import SERIES, label
-from iformer.frequency.figures import COLUMN, HEAT, PAGE, draw_spectrum, share_axes_labels, style, two_lines
+from iformer.frequency.figures import COLUMN, HEAT, PAGE, draw_spectrum, in_lines, share_axes_labels, style
 from iformer.frequency.sensitivity import CUT_OFFS, Sensitivity, Share
 
 
@@ -62,7 +62,7 @@ def heat_maps(found: Mapping[str, Sensitivity]) -> Figure:
         grid = figure.subplots(down, across, squeeze=False)
         for axes, (name, errors) in zip(grid.flat, maps.items(), strict=False):
             draw_spectrum(axes, errors, largest, HEAT)
-            axes.set_title(two_lines(name), fontsize=6)
+            axes.set_title(in_lines(name), fontsize=6)
         share_axes_labels(grid)
         for axes in list(grid.flat)[len(maps) :]:
             axes.axis("off")
