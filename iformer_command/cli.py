@@ -386,55 +386,84 @@ class _Tally:
 
 @app.command()
 def analyze(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files or folders.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files or folders; default: those of --labelled."),
+    ] = None,
     model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)] = "",
     compare: Annotated[list[str] | None, typer.Option(metavar="MODEL", help="Another model; may be repeated.")] = None,
     checkpoint: Annotated[str, typer.Option(help="The weights of --model: a folder or a file.")] = "",
     untrained: Annotated[bool, typer.Option("--untrained", help="Compare with --model at initialisation.")] = False,
+    labelled: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Class folders named like the models' classes: measure which frequencies classifiers use.",
+        ),
+    ] = None,
+    norm: Annotated[
+        float | None,
+        typer.Option(help="With --labelled, L2 norm of what is added to a channel; default: 4 at 32x32 pixels."),
+    ] = None,
+    frequencies: Annotated[
+        int, typer.Option(min=2, max=512, help="With --labelled, rows and columns of the heat map.")
+    ] = 32,
     output: Annotated[Path, typer.Option(help="Folder for figures and report.")] = Path("runs/analysis"),
     target: Annotated[
         str | None, typer.Option(metavar="CLASS", help="Class for Grad-CAM, name or number; default: predicted.")
     ] = None,
     cams: Annotated[int, typer.Option(min=0, help="Number of images with Grad-CAM.")] = 4,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many images, evenly spread.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only this many images, and as many of --labelled, evenly spread.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 32,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of untrained weights.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw what models see: spectra of layers and branches (Figs. 1, 4), Grad-CAM (Fig. 5), receptive fields."""
-    from rich.table import Table
-    from rich.text import Text
+    """Draw what models see: spectra of layers and branches (Figs. 1, 4), Grad-CAM (Fig. 5), receptive fields.
 
+    With --labelled, also which frequencies classifiers use: accuracy on filtered images, and Fourier heat maps.
+    """
     from iformer.common.images import find_images
     from iformer.frequency import analyze as analysis
+    from iformer.frequency import page
     from iformer.frequency.inputs import ImageFiles, open_model
     from iformer.frequency.inputs import untrained as untrained_model
+    from iformer.frequency.sensitivity import LabelledImages
 
+    images = images or ([labelled] if labelled else [])
+    if not images:
+        raise typer.BadParameter("Give images, or --labelled.")
+    if norm is not None and not 0 < norm < float("inf"):
+        raise typer.BadParameter(f"--norm is {norm}, expected a number above 0.")
     if not model and not checkpoint:
         raise typer.BadParameter("--model or --checkpoint must say which model.")
-    files = ImageFiles(find_images(images), batch_size)
-    if limit is not None:
-        files = files.some(limit)
+    files = ImageFiles(find_images(images), batch_size).some(limit)
+    measured = None
+    if labelled:
+        measured = LabelledImages(
+            labelled, ImageFiles(find_images([labelled]), batch_size).some(limit), norm, frequencies
+        )
     models = [open_model(model, checkpoint, seed)]
     if untrained:
         models.append(untrained_model(model, checkpoint, seed))
     models += [open_model(name, seed=seed) for name in compare or []]
-    results = analysis.analyze(models, files, output, target, cams, seed)
+    results = analysis.analyze(models, files, output, target, cams, seed, measured)
     if as_json:
         print(json.dumps(results, indent=2))
     else:
         for each in results["models"]:
-            table = Table(*analysis.HEADER, box=None, title_justify="left")
-            title = f"{terminal.printable(each['model'])}: share of high-frequency energy in %, log amplitude at π"
-            table.title = Text(f"\n{title}", style="table.title")
-            for row in analysis.rows(each):
-                table.add_row(*row)
-            if table.rows:
-                _wide_console().print(table)
-        say("", *analysis.claims(results), f"Report: {output / 'report.html'}")
-    for message in files.unreadable.values():
+            if rows := page.rows(each):
+                title = f"{terminal.printable(each['model'])}: share of high-frequency energy in %, log amplitude at π"
+                _print_table(title, page.HEADER, rows)
+        if results["labelled"]:
+            _print_table("Accuracy on filtered images in %", page.ACCURACY_HEADER, page.accuracy_rows(results))
+            _print_table("Error rate with a frequency added in %", page.ERROR_HEADER, page.error_rows(results))
+        say("", *page.claims(results), *page.notes(results), f"Report: {output / 'report.html'}")
+    unreadable = files.unreadable | (measured.images.unreadable if measured else {})
+    for message in unreadable.values():
         _fail(message)
-    if any(path in images for path in files.unreadable):
+    if any(path in images for path in unreadable):
         raise typer.Exit(2)
 
 
@@ -487,7 +516,7 @@ def _print_table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*header, box=None, title=f"\n{title}", title_justify="left")
+    table = Table(*header, box=None, title=Text(f"\n{title}", style="table.title"), title_justify="left")
     for row in rows:
         table.add_row(*(Text(terminal.printable(cell)) for cell in row))
     _wide_console().print(table)

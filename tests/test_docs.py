@@ -65,6 +65,8 @@ ONLY_PARSED = {
     "iformer compare --config RECIPE --models NAME,NAME --seeds 3": ELSEWHERE,
     "iformer analyze photographs/ --model iformer_small --compare swin_tiny_patch4_window7_224": FETCHES,
     "iformer analyze YOUR_IMAGES --model iformer_small --untrained": FETCHES,
+    "iformer analyze --labelled data/cifar10/test --model runs/comparison/all/seed_0 "
+    "--compare runs/comparison/attention/seed_0 --limit 1000": "takes minutes",
     "iformer benchmark --model iformer_small --model convnext_tiny --engines eager,fused,openvino "
     "--precisions fp32,bf16,int8": "takes minutes",
     "iformer benchmark --batch 1 --batch 8 --engines compile,onnxruntime --figure latency.png --json": "takes minutes",

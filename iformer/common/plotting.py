@@ -18,6 +18,9 @@ from iformer_command.terminal import printable
 # Colours that can be told apart with any colour vision, four of them from Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, PURPLE, RED = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#CC3311"
 
+SERIES = tuple(zip((BLUE, ORANGE, GREEN, PURPLE, RED, "#56B4E9", "#E69F00", "#444444"), "osD^vPX*", strict=True))
+"""The colours and markers of what is compared in one figure, in order; after the last they begin again."""
+
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,

@@ -10,10 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from iformer.common.plotting import BLUE, GREEN, ORANGE, PURPLE, RED, STYLE, label
-
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, "#56B4E9", "#E69F00", "#444444")
-MARKERS = "osD^vPX*"
+from iformer.common.plotting import SERIES, STYLE, label
 
 
 @contextmanager
@@ -24,8 +21,8 @@ def _axes(width: float = 6.4, height: float = 3.6, columns: int = 1) -> Iterator
 
 
 def _styled(variants: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, str]]:
-    for number, (variant, colour) in enumerate(zip(variants, cycle(COLOURS), strict=False)):
-        yield variant, colour, MARKERS[number % len(MARKERS)]
+    for variant, (colour, marker) in zip(variants, cycle(SERIES), strict=False):
+        yield variant, colour, marker
 
 
 def curves(variants: Sequence[Mapping[str, Any]], score: str) -> Figure:

@@ -4,15 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timm.data import ImageNetInfo
 from torchvision import tv_tensors
 
 from iformer.common.batches import batches
-from iformer.common.images import ImageFile, UnreadableImageError, find_images
+from iformer.common.images import ImageFile, UnreadableImageError
 from iformer.detection.annotations import read as read_annotations
 from iformer.detection.data import CocoImages
 from iformer.detection.masks import pasted
 from iformer.detection.metrics import AveragePrecision
+from iformer.models.class_folders import class_labels
 from iformer.models.saved import Model
 from iformer.segmentation import inference
 from iformer.segmentation.data import labelled_scenes, pairs
@@ -54,23 +54,6 @@ def measure(model: Model, folder: Path, unreadable: Unreadable) -> tuple[int, di
     if not count:
         raise ValueError(f"no image can be read: {next(iter(unreadable.values()))}")
     return count, found
-
-
-def class_labels(model: Model, folder: Path) -> list[tuple[Path, int]]:
-    """Return the images in a folder's class folders, with the model's labels.
-
-    Raises:
-        ValueError: A folder is not named like a class of the model. The message names the folder.
-    """
-    names = list(model.class_names)
-    # As in training, a class consists of all images in its folder and in the folders inside it.
-    named = [(path, path.relative_to(folder).parts[0]) for path in find_images([folder])]
-    if len(names) == 1000 and not {name for _, name in named} <= set(names):
-        names = list(ImageNetInfo().label_names())
-    unknown = sorted({name for _, name in named} - set(names))
-    if unknown:
-        raise ValueError(f"{folder}: {unknown[0]} is not a class of the model, expected folders of {names[:10]}")
-    return [(path, names.index(name)) for path, name in named]
 
 
 def _top1(model: Model, folder: Path, unreadable: Unreadable) -> tuple[int, dict[str, float]]:

@@ -16,6 +16,17 @@ from iformer.models.prediction import Options
 from iformer.models.saved import Model
 
 
+def backbone_input(model: Model, image: Image.Image) -> Tensor:
+    """Return an image as the input ``(3, H, W)`` of the detector's backbone, resized and normalised.
+
+    Where the detector pads an image to multiples of 32 pixels, the image is cut to the multiples below instead: the
+    padding's edge is none of the image.
+    """
+    resized, _ = model.network.transform([pil_to_tensor(image) / 255])
+    ((height, width),) = resized.image_sizes
+    return resized.tensors[0, :, : height // 32 * 32, : width // 32 * 32]
+
+
 class Predictor:
     """A predictor that detects objects and draws them; see :class:`iformer.models.prediction.Predictor`.
 

@@ -1,8 +1,8 @@
 """``iformer analyze``: an analysis of models on images, written as figures, pages and numbers."""
 
-import base64
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,47 +12,19 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from iformer.common import pages
 from iformer.common.files import write_json
 from iformer.common.plotting import label, short
 from iformer.common.provenance import provenance
-from iformer.frequency import figures, layers, receptive_field
+from iformer.frequency import figures, layers, page, receptive_field, sensitivity_figures
 from iformer.frequency.figures import Evidence
 from iformer.frequency.grad_cam import class_layer, grad_cam
 from iformer.frequency.inputs import ImageFiles, class_index, displayed
-from iformer.frequency.layers import BRANCHES, Layer
-from iformer.frequency.measurement import UNTOLD, BranchInStage, Mean, Measurement, measure
+from iformer.frequency.layers import Layer
+from iformer.frequency.measurement import BranchInStage, Mean, Measurement, measure
+from iformer.frequency.sensitivity import CUT_OFFS, LabelledImages, Sensitivity, Share
 from iformer.models.saved import Model
 
 RECEPTIVE_FIELD_IMAGES = 32
-
-CAPTIONS = {
-    "fig_1a_spectra": "Fourier spectra of blocks (Fig. 1a): log(1 + amplitude), averaged over channels and images, "
-    "relative to the largest value. The centre is frequency 0; π is a change of sign from pixel to pixel.",
-    "fig_1b_relative_log_amplitude": "Relative log amplitude of each block (Fig. 1b): the log amplitude along the half "
-    "diagonal of the spectrum, minus its value at frequency 0.",
-    "fig_4_branch_spectra": "Fourier spectra of the outputs of the Inception mixers' branches (Fig. 4), averaged "
-    "over the blocks of each stage.",
-    "high_frequency_shares": "Share of high-frequency energy before (hollow) and after (filled) each branch.",
-    "attention_distance": "Mean distance between a position and the positions that it attends to, in the "
-    "low-frequency branch of each block.",
-    "receptive_field": "Effective receptive field of the centre of each stage's last map: the magnitude of its "
-    "gradient with respect to the image.",
-    "grad_cam": "Grad-CAM (Fig. 5): the places where models find evidence for a class.",
-}
-
-DEFINITIONS = {
-    "high-frequency share": "share of a map's energy (squared Fourier amplitudes without the mean) at frequencies "
-    "above pi / 2 in at least one direction, which a map of half the size cannot hold; energies are summed "
-    "over channels, shares averaged over images and the blocks of a stage (95 % confidence intervals over images)",
-    "verdict": "whether the share differs between a branch's input and output, image by image, with 95 % confidence: "
-    "'raises' means high-pass and 'lowers' low-pass; maps below 4x4 hold no low frequency besides their mean, and one "
-    "image gives no confidence interval",
-    "points": "input is the input of a branch, operator the output of its max-pooling, depthwise convolution or "
-    "attention, and output the output of the branch, with its linear layer and GELU",
-    "log amplitude at π": "relative log amplitude at the highest frequency of the half diagonal; -15.9, the logarithm "
-    "of single precision's resolution, means that there is nothing at this frequency",
-}
 
 
 @dataclass(frozen=True)
@@ -64,6 +36,7 @@ class Analysis:
     fields: dict[Layer, Tensor]
     evidence: Evidence | None
     stages: Sequence[BranchInStage]
+    sensitivity: Sensitivity | None
 
 
 def analyze(
@@ -73,6 +46,7 @@ def analyze(
     target: str | None = None,
     cams: int = 4,
     seed: int = 0,
+    labelled: LabelledImages | None = None,
 ) -> dict[str, Any]:
     """Measure models on images and write figures (PNG and SVG), two pages with all of them, and ``results.json``.
 
@@ -84,21 +58,21 @@ def analyze(
         output: The output folder, which is created if necessary.
         target: The name or number of the class that Grad-CAM explains; None means the class that each model predicts.
         cams: The number of images for which Grad-CAM is shown; 0 shows none.
-        seed: The seed of fresh weights, which is recorded in the results.
+        seed: The seed of fresh weights, which is recorded in the results, and of the basis vectors' signs.
+        labelled: The labelled images on which it is measured which frequencies classifiers use; None measures nothing.
 
     Returns:
         The content of ``results.json``.
 
     Raises:
-        ValueError: No image can be read, two models share a name, or a model has no feature maps or lacks the class.
+        ValueError: No image can be read, two models share a name, a model has no feature maps or lacks the class, or
+            none has classes where they are needed.
         OSError: ``output`` cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
-    models = _told_apart(models)
-    if target is not None:
-        for model in models:
-            class_index(model, target)  # a wrong class is found now rather than after minutes
-    found = [_analyze(model, images, target, cams) for model in models]
+    models = told_apart(models)
+    _require_classes(models, target, labelled)
+    found = [_analyze(model, images, target, cams, labelled, seed) for model in models]
     drawn = draw({each.model.name: each for each in found})
     for name, figure in drawn.items():
         figures.save(figure, output / name)
@@ -110,52 +84,66 @@ def analyze(
             "unreadable": {str(path): message for path, message in images.unreadable.items()},
             "receptive_field_images": min(RECEPTIVE_FIELD_IMAGES, found[0].measurement.images),
         },
+        "labelled": _labelled(labelled, found) if labelled else None,
         "models": [_document(each) for each in found],
-        "definitions": DEFINITIONS,
+        "definitions": page.DEFINITIONS,
         "provenance": provenance(seed),
     }
     write_json(output / "results.json", results)
-    _write_pages(output, results, drawn)
+    page.write(output, results, drawn)
     return results
 
 
-def _write_pages(output: Path, results: Mapping[str, Any], drawn: Mapping[str, Figure]) -> None:
-    """Write the results as ``report.html`` and ``report.md``, with the figures that were saved."""
-    pictures = [
-        {
-            "caption": next(caption for start, caption in CAPTIONS.items() if name.startswith(start)),
-            "data": base64.b64encode((output / f"{name}.png").read_bytes()).decode(),
-            "width": figure.get_figwidth(),
-            "file": f"{name}.png",
-        }
-        for name, figure in drawn.items()
-    ]
-    for kind in ("html", "md"):
-        pages.write_page(
-            output / f"report.{kind}",
-            f"analysis.{kind}.j2",
-            title="What the models see: " + " and ".join(model["model"] for model in results["models"]),
-            results=results,
-            header=HEADER,
-            tables={model["model"]: rows(model) for model in results["models"] if model["branches"]},
-            claims=claims(results),
-            pictures=pictures,
-        )
+def _require_classes(models: Sequence[Model], target: str | None, labelled: LabelledImages | None) -> None:
+    """Raise ValueError for a wrong class now rather than after minutes."""
+    classifiers = [model for model in models if model.class_names]
+    if not classifiers and (target is not None or labelled):
+        what = "target" if labelled is None else str(labelled.folder)
+        raise ValueError(f"{what}: {models[0].name} is the backbone of a whole network, expected a classifier")
+    for model in classifiers:
+        if target is not None:
+            class_index(model, target)
+        if labelled:
+            labelled.labels(model)
 
 
-def _told_apart(models: Sequence[Model]) -> list[Model]:
-    """Return the models, renamed by their weights too where several share a name."""
-    names = [model.name for model in models]
-    told = [
-        replace(each, name=f"{each.name}: {Path(each.weights).name}") if names.count(each.name) > 1 else each
-        for each in models
-    ]
-    if len({each.name for each in told}) < len(told):
-        raise ValueError(f"{names[-1]} is compared with itself")
+def _labelled(labelled: LabelledImages, found: Sequence[Analysis]) -> dict[str, Any]:
+    """Return what ``results.json`` says about the labelled images."""
+    measured = [each.sensitivity for each in found if each.sensitivity]
+    return {
+        "folder": str(labelled.folder),
+        "measured": measured[0].images,
+        "heat_map_images": len(measured[0].heat_map.unperturbed),
+        "available": labelled.images.available,
+        "unreadable": {str(path): message for path, message in labelled.images.unreadable.items()},
+    }
+
+
+def told_apart(models: Sequence[Model]) -> list[Model]:
+    """Return the models, renamed by their weights too where several share a name.
+
+    Of a path, as many of the last parts are taken as tell the models of this name apart.
+
+    Raises:
+        ValueError: Two models have the same name and the same weights.
+    """
+    told = list(models)
+    for name, count in Counter(model.name for model in models).items():
+        if count == 1:
+            continue
+        paths = {place: Path(model.weights).parts for place, model in enumerate(models) if model.name == name}
+        longest = max(map(len, paths.values()))
+        enough = [n for n in range(1, longest + 1) if len({path[-n:] for path in paths.values()}) == count]
+        if not enough:
+            raise ValueError(f"{name} is compared with itself")
+        for place, path in paths.items():
+            told[place] = replace(models[place], name=f"{name}: {'/'.join(path[-enough[0] :])}")
     return told
 
 
-def _analyze(model: Model, images: ImageFiles, target: str | None, cams: int) -> Analysis:
+def _analyze(
+    model: Model, images: ImageFiles, target: str | None, cams: int, labelled: LabelledImages | None, seed: int
+) -> Analysis:
     measurement = measure(model.network, images.batches(model))
     few = images.some(RECEPTIVE_FIELD_IMAGES)
     fields = receptive_field.receptive_fields(model.network, layers.last(measurement.blocks), few.batches(model))
@@ -163,7 +151,8 @@ def _analyze(model: Model, images: ImageFiles, target: str | None, cams: int) ->
     if cams and model.class_names:
         batch = torch.cat(list(images.some(cams).batches(model)))
         evidence = explain(model, batch, None if target is None else class_index(model, target))
-    return Analysis(model, measurement, fields, evidence, measurement.stages())
+    sensitivity = labelled.measure(model, seed) if labelled and model.class_names else None
+    return Analysis(model, measurement, fields, evidence, measurement.stages(), sensitivity)
 
 
 def explain(model: Model, images: Tensor, target: int | None = None) -> Evidence:
@@ -205,6 +194,10 @@ def draw(found: Mapping[str, Analysis]) -> dict[str, Figure]:
     drawn["receptive_field"] = figures.receptive_fields({name: each.fields for name, each in found.items()})
     if evidence := {name: each.evidence for name, each in found.items() if each.evidence}:
         drawn["grad_cam"] = figures.class_activation(evidence)
+    if sensitivities := {name: each.sensitivity for name, each in found.items() if each.sensitivity}:
+        drawn["filtered_accuracy"] = sensitivity_figures.filtered_accuracy(sensitivities)
+        drawn["fourier_error"] = sensitivity_figures.errors_by_radius(sensitivities)
+        drawn["fourier_heat_map"] = sensitivity_figures.heat_maps(sensitivities)
     return drawn
 
 
@@ -212,8 +205,10 @@ def _document(found: Analysis) -> dict[str, Any]:
     """Return what ``results.json`` says about one model."""
     return {
         "model": found.model.name,
+        "task": found.model.task,
         "weights": found.model.weights,
-        "input_size": list(found.model.config["input_size"]),
+        "images": found.measurement.images,
+        "input_size": [found.model.channels, *found.measurement.image_size],
         "blocks": [
             {
                 "layer": layer.name,
@@ -250,7 +245,36 @@ def _document(found: Analysis) -> dict[str, Any]:
             for layer, field in found.fields.items()
         ],
         "grad_cam": list(found.evidence.titles) if found.evidence else [],
+        "sensitivity": _sensitivity(found.sensitivity) if found.sensitivity else None,
     }
+
+
+def _sensitivity(found: Sensitivity) -> dict[str, Any]:
+    """Return what ``results.json`` says about the frequencies that a classifier uses."""
+    heat_map = found.heat_map
+    return {
+        "accuracy": _share(found.accuracy),
+        **{
+            kind: [{"cut_off_in_pi": round(at, 6), **_share(each)} for at, each in zip(CUT_OFFS, shares, strict=True)]
+            for kind, shares in (("low_pass", found.low_pass), ("high_pass", found.high_pass))
+        },
+        "heat_map": {
+            "norm": round(heat_map.norm, 6),
+            "error_unperturbed": _share(Share.averaged(heat_map.unperturbed)),
+            "bands": [
+                {"above_pi": each.low, "to_pi": round(each.high, 6), "frequencies": each.frequencies}
+                | _share(each.error)
+                for each in heat_map.bands()
+            ],
+            "row_periods": list(heat_map.rows),
+            "column_periods": list(heat_map.columns),
+            "error": [_numbers(row) for row in heat_map.errors],
+        },
+    }
+
+
+def _share(share: Share) -> dict[str, float | None]:
+    return {"value": _number(share.value), "low": _number(share.low), "high": _number(share.high)}
 
 
 def _number(value: float) -> float | None:
@@ -264,53 +288,3 @@ def _numbers(values: Tensor) -> list[float | None]:
 
 def _mean(mean: Mean) -> dict[str, float | None]:
     return {"mean": _number(mean.value), "margin": _number(mean.margin)}
-
-
-HEADER = ("stage", "branch", "input", "operator", "output", "change", "verdict", "at π: input", "output")
-
-
-def rows(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the rows of the table of a model's branches, with the columns of :data:`HEADER`.
-
-    Shares are in per cent and changes in percentage points.
-
-    Args:
-        model: The entry of the model in the results.
-    """
-
-    def percent(mean: Mapping[str, float | None], sign: str = "") -> str:
-        if small or mean["mean"] is None:
-            return "-"
-        margin = "" if mean["margin"] is None else f" ± {100 * mean['margin']:.1f}"
-        return f"{100 * mean['mean']:{sign}.1f}{margin}"
-
-    table = []
-    for each in model["branches"]:
-        small = each["verdict"] == "map too small"
-        shares, highest = each["high_frequency_share"], each["log_amplitude_at_pi"]
-        table.append(
-            (
-                f"{each['stage']} ({each['size'][0]}x{each['size'][1]})",
-                each["branch"],
-                *(percent(shares[point]) for point in ("input", "operator", "output")),
-                percent(each["change"], "+"),
-                each["verdict"],
-                *("-" if highest[point] is None else f"{highest[point]:+.2f}" for point in ("input", "output")),
-            )
-        )
-    return table
-
-
-def claims(results: Mapping[str, Any]) -> list[str]:
-    """Return a line for each model with Inception mixers: in how many stages its branches act as the paper says."""
-    lines = []
-    for model in results["models"]:
-        parts = []
-        for branch, verdict in zip(reversed(BRANCHES), ("lowers", "raises", "raises"), strict=True):
-            verdicts = [each["verdict"] for each in model["branches"] if each["branch"] == branch]
-            verdicts = [each for each in verdicts if each not in UNTOLD]
-            if verdicts:
-                parts.append(f"{branch} {verdict} the share in {verdicts.count(verdict)} of {len(verdicts)} stages")
-        if parts:
-            lines.append(f"{model['model']}: {', '.join(parts)}.")
-    return lines

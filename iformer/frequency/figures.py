@@ -50,22 +50,30 @@ def save(figure: Figure, path: Path) -> None:
             save_figure(figure, path.with_suffix(suffix), dpi=300)
 
 
-def _two_lines(name: str) -> str:
-    return "\n".join(label(part) for part in name.split(", "))
+def in_lines(name: str) -> str:
+    """Return a name for a label, with a line for each part between commas, or several where it is long."""
+    # Long names are broken behind underscores, where textwrap breaks them if there is a space.
+    parts = (textwrap.wrap(short(part).replace("_", "_ "), 20) for part in name.split(", "))
+    return "\n".join(label(line.replace("_ ", "_")) for lines in parts for line in lines)
 
 
 def _title(layer: Layer, size: tuple[int, ...]) -> str:
     return f"{layer.label.replace(', ', chr(10))}\n{size[0]}×{size[1]}"
 
 
-def _spectrum(axes: Axes, values: Tensor) -> None:
-    """Draw a spectrum over frequencies from -pi to pi, relative to its largest value."""
+def draw_spectrum(axes: Axes, values: Tensor, largest: float | None = None, colours: str = SPECTRA) -> None:
+    """Draw values ``(H, W)`` over frequencies from -pi to pi, relative to the largest of them if none is given."""
     height, width = values.shape
     # With even sides, -pi and pi are the same frequency. It is shown at both edges, so that the picture is symmetric.
     periodic = np.pad(values.numpy(), [(0, 1 - height % 2), (0, 1 - width % 2)], mode="wrap")
     bottom, right = (side / (side - 1 + size % 2) for side, size in zip(periodic.shape, values.shape, strict=True))
     axes.imshow(
-        periodic / periodic.max(), cmap=SPECTRA, vmin=0, vmax=1, extent=(-right, right, bottom, -bottom), aspect="auto"
+        periodic / (largest or periodic.max()),
+        cmap=colours,
+        vmin=0,
+        vmax=1,
+        extent=(-right, right, bottom, -bottom),
+        aspect="auto",
     )
     axes.set_box_aspect(height / width)
     axes.set_xticks([-1, 0, 1], ["−π", "0", "π"])
@@ -81,7 +89,7 @@ def _spectrum_bar(figure: Figure, grid: Any) -> None:
     bar.set_label("log(1 + |F|),\nrelative to the largest", fontsize=6)
 
 
-def _share_axes_labels(grid: Any) -> None:
+def share_axes_labels(grid: Any) -> None:
     """Keep the tick labels at the outer edges of a grid only."""
     for axes in grid[:, 1:].flat:
         axes.set_yticklabels([])
@@ -103,13 +111,13 @@ def layer_spectra(measurements: Mapping[str, Measurement], columns: int = 4) -> 
         grid = figure.subplots(len(chosen), columns, squeeze=False)
         for name, row, panels in zip(measurements, grid, chosen, strict=True):
             for axes, (layer, frequencies) in zip(row, panels, strict=False):
-                _spectrum(axes, frequencies.spectrum)
+                draw_spectrum(axes, frequencies.spectrum)
                 axes.set_title(_title(layer, frequencies.size), fontsize=6)
             for axes in row[len(panels) :]:
                 axes.axis("off")
-            row[0].set_ylabel(_two_lines(name), fontsize=6)
+            row[0].set_ylabel(in_lines(name), fontsize=6)
         _spectrum_bar(figure, grid)
-        _share_axes_labels(grid)
+        share_axes_labels(grid)
         figure.supxlabel("frequency", fontsize=7)
     return figure
 
@@ -139,7 +147,7 @@ def relative_log_amplitudes(measurements: Mapping[str, Measurement]) -> Figure:
                 axes.plot(
                     frequencies.frequencies.numpy(), curve, color=colours(depth), lw=1.1, marker=marker, markersize=2.2
                 )
-            axes.set_title(_two_lines(name))
+            axes.set_title(in_lines(name))
             axes.set_xticks([0, 0.5, 1], ["0", "0.5π", "π"])
             axes.spines[["top", "right"]].set_visible(False)
         for axes in list(grid.flat)[len(measurements) :]:
@@ -166,14 +174,14 @@ def branch_spectra(stages: Sequence[BranchInStage]) -> Figure:
                 if (number, branch) not in panels:
                     axes.axis("off")
                     continue
-                _spectrum(axes, panels[number, branch].spectrum)
+                draw_spectrum(axes, panels[number, branch].spectrum)
                 height, width = panels[number, branch].size
             first = next(axes for axes in row if axes.axison)
             first.set_ylabel(f"stage {number}\n{height}×{width}")
         for branch, axes in zip(there, grid[0], strict=True):
             axes.set_title(branch)
         _spectrum_bar(figure, grid)
-        _share_axes_labels(grid)
+        share_axes_labels(grid)
         figure.supxlabel("frequency", fontsize=7)
     return figure
 
@@ -197,7 +205,7 @@ def branch_shares(stages: Mapping[str, Sequence[BranchInStage]]) -> Figure:
                 axes.plot([x, x], [before, after], color=colour, lw=1)
                 axes.plot(x, before, marker=marker, color=colour, markerfacecolor="white", markersize=3.5)
                 axes.errorbar(x, after, 100 * each.shares["output"].margin, fmt=marker, color=colour, markersize=3.5)
-            axes.set_title(_two_lines(name))
+            axes.set_title(in_lines(name))
             axes.set_xticks(numbers)
             axes.set_xlabel("stage")
             axes.set_ylim(bottom=0)
@@ -232,7 +240,7 @@ def attention_distances(measurements: Mapping[str, Measurement]) -> Figure:
                 axes.plot([x - 0.35, x + 0.35], 2 * [distance.uniform], color="0.5", lw=1, ls=(0, (2, 1)))
                 axes.plot(np.full(len(heads), x), heads, "o", color=COLOURS["attention"], alpha=0.5, ms=2.5, mew=0)
                 axes.plot([x - 0.35, x + 0.35], 2 * [heads.mean()], color=COLOURS["attention"], lw=1.4)
-            axes.set_title(_two_lines(name))
+            axes.set_title(in_lines(name))
             count = len(measurement.distances)
             axes.set_xticks(range(1, count + 1, -(-count // 10)))
             axes.set_xlabel("block")
@@ -265,8 +273,8 @@ def receptive_fields(fields: Mapping[str, Mapping[Layer, Tensor]]) -> Figure:
                 height, width = field.shape
                 axes.set_xticks([0, width - 1], ["1", str(width)])
                 axes.set_yticks([0, height - 1], ["1", str(height)])
-            row[0].set_ylabel(_two_lines(name), fontsize=6)
-        _share_axes_labels(grid)
+            row[0].set_ylabel(in_lines(name), fontsize=6)
+        share_axes_labels(grid)
         bar = figure.colorbar(ScalarMappable(norm, HEAT), ax=grid.ravel().tolist(), aspect=12 * len(fields), pad=0.02)
         bar.set_label("gradient, relative\nto the largest", fontsize=6)
         figure.supxlabel("pixels", fontsize=7)
@@ -314,7 +322,7 @@ def class_activation(found: Mapping[str, Evidence]) -> Figure:
             axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
         grid[0, 0].set_ylabel("image")
         for row, (name, evidence) in zip(grid[1:], found.items(), strict=True):
-            row[0].set_ylabel(_two_lines(name), fontsize=6)
+            row[0].set_ylabel(in_lines(name), fontsize=6)
             for axes, picture, heat, title in zip(row, evidence.pictures, evidence.maps, titles[name], strict=True):
                 axes.imshow(picture.mean(-1).numpy(), cmap="gray", vmin=0, vmax=1)
                 axes.imshow(heat.numpy(), cmap=HEAT, vmin=0, vmax=1, alpha=0.6)

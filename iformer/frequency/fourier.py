@@ -93,6 +93,43 @@ def can_be_low(height: int, width: int) -> bool:
     return max(height, width) >= 4
 
 
+def radii(height: int, width: int) -> Tensor:
+    """Return the radius of each frequency ``(H, W)`` in units of pi, with frequency 0 at ``[H // 2, W // 2]``.
+
+    It is 1 at the highest frequency of each direction, and the square root of 2 at the corners.
+    """
+    rows = (torch.arange(height, dtype=torch.double) - height // 2) * 2 / height
+    columns = (torch.arange(width, dtype=torch.double) - width // 2) * 2 / width
+    return torch.hypot(rows[:, None], columns)
+
+
+def low_pass(images: Tensor, cut_off: float) -> Tensor:
+    """Return images ``(N, C, H, W)`` with the frequencies up to a radius only, which is given in units of pi.
+
+    The filter is ideal: a disk in the centred discrete Fourier transform, with its edge. The image minus the result is
+    the image with the frequencies above the radius only.
+    """
+    kept = torch.fft.ifftshift(radii(*images.shape[2:]) <= cut_off * (1 + 1e-9)).to(images.device)
+    return torch.fft.ifft2(torch.fft.fft2(images) * kept).real
+
+
+def basis_vector(height: int, width: int, row: int, column: int) -> Tensor:
+    """Return the real Fourier basis vector ``(H, W)`` of a frequency, whose L2 norm is 1.
+
+    Its discrete Fourier transform is positive at the frequency and at the opposite one, and 0 elsewhere.
+
+    Args:
+        height: The number of rows of the image.
+        width: The number of columns of the image.
+        row: The number of periods from top to bottom.
+        column: The number of periods from left to right.
+    """
+    rows = torch.arange(height, dtype=torch.double) * row / height
+    columns = torch.arange(width, dtype=torch.double) * column / width
+    wave = torch.cos(2 * math.pi * (rows[:, None] + columns))
+    return wave / wave.norm()
+
+
 @dataclass
 class Frequencies:
     """The three quantities of the maps of one layer, accumulated over batches of any size.

@@ -1,18 +1,38 @@
 """The inputs of the analysis: models, and image files prepared for each of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from torch import Tensor
 
-from iformer.common.batches import batches
+from iformer.common.batches import Sample, batches
 from iformer.common.images import ImageFile
 from iformer.models import locations, saved
+from iformer.models.prediction import backbone_input
 from iformer.models.saved import Model
+
+
+@dataclass(frozen=True)
+class Backbone(Model):
+    """The backbone of a detector or segmenter, as a model without classes whose images are those of the whole network.
+
+    Attributes:
+        whole: The detector or segmenter.
+    """
+
+    whole: Model | None = None
+
+    @cached_property
+    def prepare(self) -> Any:
+        """The function that turns an image into the backbone's input ``(C, H, W)``, whose size depends on the image."""
+        assert self.whole is not None
+        return backbone_input(self.whole)
 
 
 def open_model(reference: str, weights: str | Path = "", seed: int = 0) -> Model:
@@ -37,8 +57,8 @@ def open_model(reference: str, weights: str | Path = "", seed: int = 0) -> Model
     model = saved.resolve(reference, weights, seed)
     if model.task != "classification":
         backbone = model.network.backbone
-        features = saved.of_classifier(getattr(backbone, "features", backbone))
-        model = replace(features, name=model.name, class_names=(), weights=model.weights)
+        features = getattr(backbone, "features", backbone)
+        model = Backbone(model.name, model.task, features, (), model.config, model.weights, whole=model)
     if model.weights == "released":
         return model
     return replace(model, name=f"{model.name}, {'untrained' if model.weights.startswith('fresh') else 'trained'}")
@@ -93,23 +113,54 @@ class ImageFiles:
     def batches(self, model: Model) -> Iterator[Tensor]:
         """Yield batches of normalised images ``(N, C, H, W)``; unreadable files are recorded and skipped.
 
+        So are images of another size than the first, where a model takes images at sizes of their own.
+
         Raises:
             ValueError: No file could be read.
         """
-        readable = 0
-        for batch in batches(self.paths, model.prepare, model.channels, self.batch_size, f"Reading for {model.name}"):
+        for samples in self._samples(model):
+            yield torch.stack([sample.image for sample in samples])
+
+    def labelled(self, model: Model, labels: Mapping[ImageFile, int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches as :meth:`batches` does, each with the labels ``(N,)`` of its images.
+
+        Raises:
+            ValueError: No file could be read.
+        """
+        for samples in self._samples(model):
+            yield (
+                torch.stack([sample.image for sample in samples]),
+                torch.tensor([labels[sample.path] for sample in samples]),
+            )
+
+    def _samples(self, model: Model) -> Iterator[list[Sample]]:
+        size: tuple[int, ...] = ()
+        batch_size = 1 if isinstance(model, Backbone) else self.batch_size
+        paths = [path for path in self.paths if path not in self.unreadable]
+        for batch in batches(paths, model.prepare, model.channels, batch_size, f"Reading for {model.name}"):
             self.unreadable |= {sample.path: sample.error for sample in batch if sample.error}
-            if images := [sample.image for sample in batch if not sample.error]:
-                readable += len(images)
-                yield torch.stack(images)
-        if not readable:
+            readable = [sample for sample in batch if not sample.error]
+            size = size or (tuple(readable[0].image.shape[1:]) if readable else ())
+            others = [sample for sample in readable if sample.image.shape[1:] != size]
+            self.unreadable |= {sample.path: _of_another_size(sample, size) for sample in others}
+            if same := [sample for sample in readable if sample.image.shape[1:] == size]:
+                yield same
+        if not size:
             raise ValueError(next(iter(self.unreadable.values()), "no image files"))
 
-    def some(self, count: int) -> "ImageFiles":
-        """Return at most ``count`` of the files, evenly spread in order, without those known to be unreadable."""
+    def some(self, count: int | None) -> "ImageFiles":
+        """Return at most ``count`` of the files, evenly spread in order, without those known to be unreadable.
+
+        None stands for all of them.
+        """
         paths = [path for path in self.paths if path not in self.unreadable]
-        if len(paths) <= count:
+        if count is None or len(paths) <= count:
             return ImageFiles(paths, self.batch_size, available=self.available)
         # The middles of equal parts are taken, so that all class folders are sampled alike.
         places = np.floor((np.arange(count) + 0.5) * len(paths) / count).astype(int)
         return ImageFiles([paths[place] for place in places], self.batch_size, available=self.available)
+
+
+def _of_another_size(sample: Sample, size: tuple[int, ...]) -> str:
+    height, width = sample.image.shape[1:]
+    return f"{sample.path}: {height}x{width} pixels, expected {size[0]}x{size[1]} as of the first image"

@@ -9,7 +9,7 @@ from torch import Tensor
 from iformer.frequency.layers import Layer, watched
 from iformer.models.inception_transformer import AttentionBranch
 
-QUERIES = 1024  # the number taken at a time: the attention matrix of a large image does not fit into memory
+QUERIES = 256  # the number taken at a time: the attention matrix of a large image does not fit into memory
 
 
 class AttentionDistance:
@@ -39,11 +39,14 @@ class AttentionDistance:
             indexing="ij",
         )
         positions = torch.stack([rows, columns], -1).flatten(0, 1)
-        self.uniform = torch.cdist(positions, positions).mean().item()
+        total = 0.0
         for queries, places in zip(q.split(QUERIES, 2), positions.split(QUERIES), strict=True):
             attention = (queries @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-            spanned = (attention * torch.cdist(places, positions)).sum(-1)
+            distances = torch.cdist(places, positions)
+            spanned = (attention * distances).sum(-1)
             self._sum = self._sum + spanned.double().sum((0, 2)) / (h * w)
+            total += distances.double().sum().item()
+        self.uniform = total / (h * w) ** 2
         self._images += n
 
     @property

@@ -3,8 +3,9 @@
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,6 +96,17 @@ def predictor(model: Model, options: Options | None = None) -> Predictor:
     model.network.to(device)
     module = "iformer.models.features" if options.features else f"iformer.{model.task}.predict"
     return import_module(module).Predictor(model, options)
+
+
+def backbone_input(model: Model) -> Callable[[Image.Image], torch.Tensor]:
+    """Return the function that turns a whole image into the input ``(C, H, W)`` of a model's backbone.
+
+    The input has the size and the values that the backbone sees when a detector or segmenter takes the image at once.
+
+    Args:
+        model: The detector or segmenter.
+    """
+    return partial(import_module(f"iformer.{model.task}.predict").backbone_input, model)
 
 
 def part_of_process() -> tuple[int, int]:

@@ -26,15 +26,24 @@ def classes(model: Model, image: Tensor) -> Tensor:
     Returns:
         The classes ``(H, W)`` as int64, on the model's device.
     """
-    config = model.config
-    if "input_size" in config:
-        pixels = model.prepare(to_pil_image(image))
-    else:
-        transform = EvaluationTransform(config.get("resize"), config["mean"], config["std"])
-        pixels, _ = transform(tv_tensors.Image(image))
+    config, pixels = model.config, prepared(model, image)
     window, flip = config.get("window"), config.get("flip_test") or False
     found = logits(model.network, pixels[None].to(model.device), window, flip)
     return labels(found.float(), (image.shape[1], image.shape[2]))[0]
+
+
+def prepared(model: Model, image: Tensor) -> Tensor:
+    """Return an image ``(3, H, W)`` of uint8 as the segmenter's input ``(3, h, w)``, resized and normalised.
+
+    Args:
+        model: The segmenter, as in :func:`classes`.
+        image: The image.
+    """
+    config = model.config
+    if "input_size" in config:
+        return model.prepare(to_pil_image(image))
+    pixels, _ = EvaluationTransform(config.get("resize"), config["mean"], config["std"])(tv_tensors.Image(image))
+    return pixels
 
 
 def logits(network: Network, images: Tensor, window: tuple[int, int] | None = None, flip: bool = False) -> Tensor:

@@ -7,11 +7,17 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.common.files import DistinctStems
 from iformer.models.prediction import Options
 from iformer.models.saved import Model
 from iformer.segmentation import inference, pictures
+
+
+def backbone_input(model: Model, image: Image.Image) -> torch.Tensor:
+    """Return an image as the input ``(3, H, W)`` of the segmenter's backbone, at the size that it takes as a whole."""
+    return inference.prepared(model, pil_to_tensor(image))
 
 
 class Predictor:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from iformer.common.images import read_image
 from iformer.deployment import engines
-from iformer.deployment.accuracy import class_labels
 from iformer.deployment.formats import compare, write
 from iformer.models import saved
+from iformer.models.class_folders import class_labels
 from tests.conftest import Command
 from tests.networks import draw
 from tests.training.tiny import MODEL as NARROW

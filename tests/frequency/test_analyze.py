@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,17 @@ import timm
 import torch
 from PIL import Image
 
-from iformer.frequency.analyze import analyze
+from iformer.common.images import read_image
+from iformer.detection import model as detectors
+from iformer.frequency.analyze import analyze, told_apart
 from iformer.frequency.inputs import ImageFiles, class_index, open_model
 from iformer.frequency.inputs import untrained as fresh
 from iformer.models import saved
+from iformer.segmentation import inference
+from iformer.segmentation import model as segmenters
 from tests.conftest import Command
-from tests.networks import small
+from tests.detection.conftest import CONFIG as DETECTOR
+from tests.networks import SCENES, SEGMENTERS, small
 
 FIGURES = (
     "fig_1a_spectra",
@@ -109,6 +115,123 @@ def test_any_model_beside_ours(folder: Path, tmp_path: Path) -> None:
     assert results["models"][0]["branches"] == []
     assert (tmp_path / "out/fig_4_branch_spectra.svg").exists()  # of the one that has them
     assert len(results["models"][0]["receptive_field"]) == 4
+
+
+def test_labelled_images_show_which_frequencies_classifiers_use(
+    run: Any, folder: Path, trained: Path, tmp_path: Path
+) -> None:
+    for number, image in enumerate(sorted(folder.glob("[0-9].png"))):
+        home = tmp_path / "labelled" / ("ant", "bee", "cat")[number % 3]
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, home)
+    arguments = (
+        "--model",
+        trained,
+        "--untrained",
+        "--labelled",
+        tmp_path / "labelled",
+        "--frequencies",
+        4,
+        "--cams",
+        0,
+    )
+    status, out, _ = run(*arguments, "--norm", 2, "--json")
+    assert status == 0
+    results = json.loads(out)
+    assert results["images"]["measured"] == results["labelled"]["measured"] == 6
+    for model in results["models"]:
+        found = model["sensitivity"]
+        assert found["low_pass"][-1]["value"] == found["accuracy"]["value"]
+        assert all(point["low"] <= point["value"] <= point["high"] for point in found["low_pass"] + found["high_pass"])
+        assert found["heat_map"]["norm"] == 2
+        assert found["heat_map"]["row_periods"] == [-16, -8, 0, 8]
+        assert np.shape(found["heat_map"]["error"]) == (4, 4)
+        assert sum(band["frequencies"] for band in found["heat_map"]["bands"]) == 10
+    for name in ("filtered_accuracy", "fourier_error", "fourier_heat_map"):
+        assert Image.open(tmp_path / f"out/{name}.png").width >= 900
+        assert f"({name}.png)" in (tmp_path / "out/report.md").read_text()
+    assert "Which frequencies classifiers use" in (tmp_path / "out/report.html").read_text()
+
+    (tmp_path / "labelled/dog").mkdir()
+    shutil.copy(folder / "0.png", tmp_path / "labelled/dog")
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert "dog is not a class of the model" in err
+
+
+@pytest.fixture
+def segmenter(tmp_path: Path) -> Path:
+    """The folder of a segmenter."""
+    settings = {**SCENES, "network": SEGMENTERS["semantic_fpn"]}
+    saved.save_assembled(
+        segmenters.build(**SEGMENTERS["semantic_fpn"]), tmp_path / "segmenter", "segmentation", settings
+    )
+    return tmp_path / "segmenter"
+
+
+@pytest.fixture
+def detector(tmp_path: Path) -> Path:
+    """The folder of a detector."""
+    settings = {**DETECTOR, "network": {**DETECTOR["network"], "min_size": 72, "max_size": 100}}
+    network = detectors.build(**settings["network"])
+    saved.save_assembled(network, tmp_path / "detector", "detection", settings)
+    return tmp_path / "detector"
+
+
+def test_backbones_are_looked_at_at_the_size_of_whole_images(
+    run: Any, folder: Path, segmenter: Path, detector: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "whole").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"whole/{number}.png")
+    shutil.copy(folder / "1.png", tmp_path / "whole/small.png")
+    status, out, err = run(tmp_path / "whole", "--model", segmenter, "--compare", detector, "--json")
+    assert status == 0
+    assert err.count("small.png: 41x50 pixels, expected 90x120 as of the first image") == 1
+    one, other = json.loads(out)["models"]
+    assert [one["images"], other["images"]] == [3, 3]
+    assert (one["input_size"], one["blocks"][0]["size"]) == ([3, 90, 120], [23, 30])
+    # The detector resizes to 72 x 96, of which the multiples of 32 are looked at. Its backbone begins with stride 2.
+    assert (other["input_size"], other["blocks"][0]["size"]) == ([3, 64, 96], [32, 48])
+    assert {each["branch"] for each in one["branches"]} == {"max-pooling", "convolution", "attention"}
+    assert one["attention_distance_pixels"]
+    assert one["grad_cam"] == []
+    assert "Grad-CAM left out" in (tmp_path / "out/report.html").read_text()
+
+    for arguments in (("--target", "red"), ("--labelled", tmp_path / "whole")):
+        status, out, err = run(tmp_path / "whole", "--model", segmenter, *arguments)
+        assert (status, out) == (2, "")
+        assert "is the backbone of a whole network, expected a classifier" in err
+
+
+def test_what_a_segmenters_backbone_takes_is_what_the_segmenter_gives_it(segmenter: Path, folder: Path) -> None:
+    model, whole = open_model(str(segmenter)), saved.resolve(segmenter)
+    image = read_image(folder / "0.png")
+    seen: list[torch.Tensor] = []
+    whole.network.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    inference.classes(whole, torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()))
+    assert torch.equal(model.prepare(image), seen[0][0])
+
+
+def test_what_a_detectors_backbone_takes_is_what_the_detector_gives_it(detector: Path) -> None:
+    model, whole = open_model(str(detector)), saved.resolve(detector)
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    seen: list[torch.Tensor] = []
+    whole.network.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.inference_mode():
+        whole.network([torch.from_numpy(pixels.transpose(2, 0, 1).copy()) / 255])
+    assert torch.equal(
+        model.prepare(Image.fromarray(pixels)), seen[0][0, :, :64, :64]
+    )  # 72 and its padding are left out
+
+
+def test_names_are_told_apart_by_as_much_of_a_path_as_it_takes(trained: Path) -> None:
+    opened = open_model(str(trained))
+    runs = ("all/seed_0", "all/seed_1", "attention/seed_0")
+    names = [model.name for model in told_apart([replace(opened, weights=f"runs/study/{run}") for run in runs])]
+    assert names == [f"iformer_nano, trained: {run}" for run in runs]
+    assert told_apart([opened]) == [opened]
 
 
 def test_images_are_spread_evenly() -> None:

@@ -1,11 +1,11 @@
-"""The labelled images that an exported classifier is measured with."""
+"""The labels of images in class folders."""
 
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from iformer.deployment.accuracy import class_labels
+from iformer.models.class_folders import class_labels
 from iformer.models.saved import Model
 
 MODEL = Model("tiny", "classification", None, ("ant", "bee"), {}, "")
