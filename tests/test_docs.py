@@ -54,6 +54,8 @@ ONLY_PARSED = {
     "iformer tables --markdown": ELSEWHERE,
     "iformer list": ELSEWHERE,
     "iformer demo": ELSEWHERE,
+    "iformer fit --config distill --data.init_args.root photographs --model.init_args.num_classes 2 "
+    "--model.init_args.distillation.teacher FOLDER": FETCHES,
     "iformer compare --config cifar10 --models iformer_nano,resnet18 --seeds 3 --jobs 2 --output runs/choice "
     "--data.init_args.root photos --data.init_args.val_split val --model.init_args.num_classes 4 "
     "--data.init_args.batch_size 16 --trainer.max_epochs 10": ELSEWHERE,

@@ -187,6 +187,8 @@ class _CLI(LightningCLI):
             arguments = config.model.init_args
             for name in [name for name in vars(arguments) if name.startswith("pretrained")]:
                 arguments[name] = False
+        if self.subcommand != "fit" and "distillation" in config.model.init_args:
+            config.model.init_args.distillation = None  # a teacher may be gone by then
         try:
             super().instantiate_classes()
         except ValueError as error:
