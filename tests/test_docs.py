@@ -113,10 +113,9 @@ def code(page: str) -> list[tuple[str, str]]:
 
 def runs(text: str) -> bool:
     """Whether this is more than the name of something."""
-    begins = (
-        r"iformer (list|tables|demo)$|iformer \w+ \S|--(model|data|trainer|checkpoint)\S* |(make|pip|srun|torchrun) "
-    )
-    return bool(re.match(begins + r"|python -m|benchmark_app|MALLOC", text))
+    settings = r"--(model|data|trainer|checkpoint|freeze|early_stopping)\S* "
+    begins = r"iformer (list|tables|demo)$|iformer \w+ \S|(make|pip|srun|torchrun) |python -m|benchmark_app|MALLOC"
+    return bool(re.match(f"{begins}|{settings}", text))
 
 
 def settings(name: str, arguments: dict[str, Any], data: dict[str, Any]) -> str:

@@ -20,7 +20,8 @@ from pydantic import Field
 from iformer.common.provenance import provenance
 from iformer.common.ranges import Count, NotNegative, NotNegativeInt, Share, require
 from iformer.training import checkpoints, recipes
-from iformer.training.callbacks import ImagesPerSecond, ProgressBar, SharedBatchNorm, TrainingHealth
+from iformer.training.callbacks import ImagesPerSecond, ProgressBar, SharedBatchNorm, StopEarly, TrainingHealth
+from iformer.training.freezing import Freeze
 from iformer.training.resumable import SeededSteps, run_seed
 from iformer.training.run_folder import MetricsLog, RunRecord, locked
 from iformer.training.user_errors import explain, require_data, user_errors
@@ -131,9 +132,11 @@ class _CLI(LightningCLI):
         return {verb: arguments for verb, arguments in LightningCLI.subcommands().items() if verb != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the recipe's ``checkpoint`` section and ``--resume``; Lightning calls this for each verb."""
+        """Add the recipe's own sections and ``--resume``; Lightning calls this for each verb."""
         self.parsers.append(parser)
         parser.add_lightning_class_args(checkpoints.RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(StopEarly, "early_stopping")
+        parser.add_lightning_class_args(Freeze, "freeze")
         parser.add_argument("--resume", action="store_true", help="Take the newest checkpoint of the run's folder.")
 
     def _parse_ckpt_path(self) -> None:
@@ -257,8 +260,12 @@ class _CLI(LightningCLI):
         export = getattr(self.model, "export", None)
         if export is None or not self.trainer.is_global_zero or self.config.fit.trainer.fast_dev_run:
             return
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            saved = torch.load(checkpoints.newest(self.run_folder), map_location="cpu", weights_only=True)
-            export(self.run_folder, saved["state_dict"])
+        best = self.run_folder / checkpoints.FOLDER / checkpoints.BEST
+        if self.config.fit.checkpoint.best and best.is_file():
+            file = best
+        elif isinstance(self.trainer.strategy, FSDPStrategy):
+            file = checkpoints.newest(self.run_folder)
         else:
             export(self.run_folder)
+            return
+        export(self.run_folder, torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
