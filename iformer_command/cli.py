@@ -258,6 +258,8 @@ def _print_results(verb: str, results: dict[str, Any], as_json: bool) -> None:
     rows = results.get("per_class", [])
     if as_json:
         print(json.dumps(results, indent=2))
+    elif found := results.get("learning_rate"):
+        say(f"--model.init_args.optimization.lr {found['lr']:g}", f"Losses: {found['picture']}")
     elif verb != "fit" and len(rows) > 200:
         print(f"{len(rows)} classes: see per_class.csv in the run's folder, or use --json")
     elif verb != "fit" and rows:

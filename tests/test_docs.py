@@ -58,6 +58,8 @@ ONLY_PARSED = {
     "iformer tables --markdown": ELSEWHERE,
     "iformer list": ELSEWHERE,
     "iformer demo": ELSEWHERE,
+    "iformer fit --config distill --data.init_args.root photographs --model.init_args.num_classes 2 "
+    "--model.init_args.distillation.teacher FOLDER": FETCHES,
     "iformer compare --config cifar10 --models iformer_nano,resnet18 --seeds 3 --jobs 2 --output runs/choice "
     "--data.init_args.root photos --data.init_args.val_split val --model.init_args.num_classes 4 "
     "--data.init_args.batch_size 16 --trainer.max_epochs 10": ELSEWHERE,
@@ -117,10 +119,9 @@ def code(page: str) -> list[tuple[str, str]]:
 
 def runs(text: str) -> bool:
     """Whether this is more than the name of something."""
-    begins = (
-        r"iformer (list|tables|demo)$|iformer \w+ \S|--(model|data|trainer|checkpoint)\S* |(make|pip|srun|torchrun) "
-    )
-    return bool(re.match(begins + r"|python -m|benchmark_app|MALLOC", text))
+    settings = r"--(model|data|trainer|checkpoint|freeze|early_stopping)\S* "
+    begins = r"iformer (list|tables|demo)$|iformer \w+ \S|(make|pip|srun|torchrun) |python -m|benchmark_app|MALLOC"
+    return bool(re.match(f"{begins}|{settings}", text))
 
 
 def settings(name: str, arguments: dict[str, Any], data: dict[str, Any]) -> str:

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
+from timm.task.distillation import FeatureDistillationTrainableModule
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from iformer.classification.distillation import Distillation, Teacher
 from iformer.classification.metrics import per_class
 from iformer.common.plotting import confusion_matrix, save_figure
 from iformer.common.ranges import Count, NotNegative, ShareBelowOne, checked
@@ -111,14 +113,17 @@ class ClassificationTask(Classifier):
         grad_checkpointing: Whether to trade time for memory in training, as ``set_grad_checkpointing`` does in timm.
         channels_last: Whether to keep images and weights in the memory format that convolutions prefer.
         compile_model: Whether to compile the model with ``torch.compile``, which takes some minutes at the start.
+        distillation: The teacher to learn from besides the labels, and how, see
+            :mod:`iformer.classification.distillation`; null for none.
         confusion: Whether to write ``confusion.csv`` and ``confusion.png`` into the run's folder after a test.
 
     Raises:
-        ValueError: There is no such model, its arguments are wrong, or the weights do not fit it.
+        ValueError: There is no such model or teacher, its arguments are wrong, or the weights do not fit it.
         OSError: The weights cannot be read.
     """
 
     metric = "accuracy"
+    teacher: Teacher | None = None
 
     @checked
     def __init__(
@@ -135,6 +140,7 @@ class ClassificationTask(Classifier):
         grad_checkpointing: bool = False,
         channels_last: bool = True,
         compile_model: bool = False,
+        distillation: Distillation | None = None,
         confusion: bool = False,
     ) -> None:
         super().__init__(
@@ -149,6 +155,34 @@ class ClassificationTask(Classifier):
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
         self.confusion_matrix = MulticlassConfusionMatrix(num_classes)
+        self.projection: Any = None
+        if distillation is not None:
+            self._learn_from(Teacher(distillation, self.in_chans), compile_model)
+
+    def _learn_from(self, teacher: Teacher, compiled: bool) -> None:
+        """Set the teacher, and the projection of the student's features where their number is not the teacher's.
+
+        The teacher is no submodule: it is not trained, wrapped, averaged, exported or saved in checkpoints.
+        """
+        self.__dict__["teacher"] = teacher
+        if teacher.settings.kind != "features":
+            return
+        if compiled:
+            raise ValueError("distillation.kind is features, which a compiled model does not give: no compile_model")
+        if self.model.head_hidden_size != teacher.width:
+            self.projection = nn.Linear(self.model.head_hidden_size, teacher.width)
+
+    def setup(self, stage: str) -> None:
+        """Compare the classes and channels of data, model and teacher, and group the parameters before sharding.
+
+        Raises:
+            ValueError: The number of classes or channels of the data differs from the model's, or the teacher's classes
+                are others.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.teacher is not None:
+            self.teacher.prepare(self.class_names, self.of_data("data_config") or {})
+            self.parameter_groups = self.optimization.parameter_groups(self._with_features())
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, which Mixup or CutMix mixes first if they are used.
@@ -158,15 +192,61 @@ class ClassificationTask(Classifier):
         """
         images, labels = batch
         self._check(labels)
-        if self.mixup is None:
-            loss = _cross_entropy(self(images), labels, self.loss_weights, self.label_smoothing)
-        else:
+        targets = labels
+        if self.mixup is not None:
             if len(labels) % 2:
                 raise ValueError(f"data.init_args.batch_size is {len(labels)}, but Mixup and CutMix need an even one")
             images, targets = self.mixup(images, labels)
-            loss = _cross_entropy(self(images), targets, self.loss_weights)
+        loss = self._loss(self(images), targets) if self.teacher is None else self._taught(images, targets)
         self.log("loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross entropy of labels ``(N,)`` or of the shares ``(N, K)`` of mixed images."""
+        smoothing = self.label_smoothing if targets.ndim == 1 else 0.0  # Mixup smooths them itself
+        return _cross_entropy(logits, targets, self.loss_weights, smoothing)
+
+    def _taught(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a student: that of the labels and that of the teacher, by its weight."""
+        assert self.teacher is not None
+        images = images.contiguous(memory_format=self.memory_format)
+        if self.teacher.settings.kind == "features":
+            logits, features = self._with_features()(images)
+            distance = F.mse_loss(features, self.teacher(images, return_features=True))
+        else:
+            logits, answers = self(images), self.teacher(images)
+            distance = self.teacher.distance(logits, answers)
+            agreement = (logits.argmax(1) == answers.argmax(1)).float().mean()
+            self.log("teacher_agreement", agreement, batch_size=len(images))
+        self.log("teacher_loss", distance, batch_size=len(images))
+        weight = self.teacher.settings.weight
+        return (1 - weight) * self._loss(logits, targets) + weight * distance
+
+    def _with_features(self) -> FeatureDistillationTrainableModule:
+        """Return everything that a student trains: the network, which gives features too, and their projection."""
+        return FeatureDistillationTrainableModule(self.model, self.projection)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what tells the teacher from others; its weights are not in the checkpoint."""
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare the teacher with the checkpoint's; outside of training neither is needed.
+
+        Raises:
+            ValueError: The run began with another teacher, or with none.
+        """
+        if self.trainer.state.fn != "fit":
+            weights = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in weights.items() if not k.startswith("projection.")}
+            return
+        now = None if self.teacher is None else self.teacher.fingerprint
+        if checkpoint.get("teacher") != now:
+            raise ValueError(
+                f"model.init_args.distillation.teacher is {self.teacher and self.teacher.settings.teacher}, whose "
+                "weights are not those of the teacher that this run began with"
+            )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the loss and accuracy of the validation; outside of training, to the confusion matrix too."""

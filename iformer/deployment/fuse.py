@@ -4,17 +4,22 @@ A fused model computes the same function as the original, with fewer passes over
 with LayerScale and normalisations folded into weights, it no longer trains in the same way.
 """
 
+import copy
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm, LayerScale, to_2tuple
+from timm.layers import LayerNorm, LayerScale, Mlp, to_2tuple
 from timm.models import reparameterize_model
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from iformer.models.inception_transformer import (
+    AttentionBranch,
+    ConvBranch,
     Downsample,
     InceptionBlock,
     InceptionMixer,
@@ -40,6 +45,9 @@ def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Any:
 
     The last LayerNorm, outside the blocks, is not changed, because its output is that of ``forward_features``.
 
+    Parametrised layers (:mod:`torch.nn.utils.parametrize`: LoRA in that form, weight norm, spectral norm) get the
+    weights that they compute. An adapter of another form must be merged before.
+
     Modules with a method ``fuse``, or another name that timm knows for this, are fused by
     :func:`timm.models.reparameterize_model`, so that other timm models can be fused too.
 
@@ -52,15 +60,46 @@ def fuse(model: nn.Module, size: int | tuple[int, int] | None = None) -> Any:
         The copy in evaluation mode, whose parameters require no gradients.
 
     Raises:
-        ValueError: ``size`` is given for a model without an iFormer.
+        ValueError: ``size`` is given for a model without an iFormer, or a layer to be folded is not the network's own,
+            but an adapter for example; the message names it.
     """
-    fused = reparameterize_model(model).requires_grad_(False)
+    fused = copy.deepcopy(model).eval()
+    _compute_parametrised(fused)
+    _require_own_layers(fused)
+    fused = reparameterize_model(fused, inplace=True).requires_grad_(False)
     if size is not None:
         _fix_size(fused, to_2tuple(size))
     for module in fused.modules():  # all of its modules, because a backbone may be taken apart into its stages
         if type(module) in _FUSE:
             _FUSE[type(module)](module)
     return fused.eval()
+
+
+def _compute_parametrised(model: nn.Module) -> None:
+    """Replace parametrised tensors by their values, which are constant after training."""
+    for module in list(model.modules()):
+        if is_parametrized(module):
+            for name in [*cast(nn.ModuleDict, module.parametrizations)]:
+                remove_parametrizations(module, name)
+
+
+def _require_own_layers(model: nn.Module) -> None:
+    """Raise ValueError, naming the layer, if one of those to be folded is of another class, or computes its weight."""
+    for name, module in model.named_modules():
+        for path, kind in _FOLDED.get(type(module), {}).items():
+            layer = functools.reduce(lambda part, key: getattr(part, key, None), path.split("."), module)
+            if layer is None or isinstance(layer, nn.Identity):  # a branch that the block lacks, a norm that is folded
+                continue
+            found = f"{name}.{path}".removeprefix(".")
+            if type(layer) is not kind:
+                raise ValueError(
+                    f"{found} is a {type(layer).__module__}.{type(layer).__qualname__}, expected {kind.__name__}: "
+                    "merge an adapter into its layer before the model is fused (in peft: merge_and_unload)"
+                )
+            if kind in (nn.Linear, nn.Conv2d) and "weight" not in dict(layer.named_parameters(recurse=False)):
+                raise ValueError(
+                    f"{found}.weight is computed in a hook, by pruning for example: make it a parameter first"
+                )
 
 
 class InPlaceGELU(nn.Module):
@@ -138,6 +177,28 @@ _FUSE: dict[type[nn.Module], Callable[[Any], None]] = {
     Downsample: _fuse_downsample,
     InceptionBlock: _fuse_block,
 }
+
+
+_FOLDED: dict[type[nn.Module], dict[str, type[nn.Module]]] = {
+    Stem: {"conv1": nn.Conv2d, "conv2": nn.Conv2d},
+    Downsample: {"conv": nn.Conv2d},
+    InceptionBlock: {
+        "norm1": LayerNorm,
+        "norm2": LayerNorm,
+        "mixer.conv_branch": ConvBranch,
+        "mixer.conv_branch.fc": nn.Linear,
+        "mixer.pool_branch": MaxPoolBranch,
+        "mixer.pool_branch.fc": nn.Linear,
+        "mixer.attn_branch": AttentionBranch,
+        "mixer.attn_branch.qkv": nn.Linear,
+        "mixer.fusion": nn.Conv2d,
+        "mixer.proj": nn.Linear,
+        "mlp": Mlp,
+        "mlp.fc1": nn.Linear,
+        "mlp.fc2": nn.Linear,
+    },
+}
+"""The layers into which something is folded, or around which: by their paths in the module, with their classes."""
 
 
 def _fold_batch_norm(module: nn.Module, conv_name: str, norm_name: str) -> None:

@@ -99,8 +99,8 @@ class DetectionTask(Task):
 
     def _evaluate(self, stage: str) -> None:
         for name, value in self.average_precision.summary().items():
-            # Every rank has computed the same value from all images.
-            self.log(f"{stage}_{name}", value, prog_bar=name in ("box_ap", "mask_ap"), rank_zero_only=True)
+            # Every rank has computed the same value from all images; each needs it to know when to stop early.
+            self.log(f"{stage}_{name}", value, prog_bar=name in ("box_ap", "mask_ap"), sync_dist=True)
         self.keep_per_class(
             [
                 {"class": self.class_names[label - 1], **{name: round(value, 4) for name, value in scores.items()}}

@@ -22,6 +22,7 @@ from timm.layers import (
     calculate_drop_path_rates,
     resample_abs_pos_embed_nhwc,
     trunc_normal_,
+    use_fused_attn,
 )
 from torch import Tensor, nn
 
@@ -95,16 +96,22 @@ class AttentionBranch(nn.Module):
     two stages). Where a side is odd, the last average covers the values that are left, and the upsampled map is cut to
     the exact size.
 
-    The attention matrix is never stored: memory is linear in the number of positions.
+    The attention matrix is never stored: memory is linear in the number of positions. If ``set_fused_attn(False)`` of
+    :mod:`timm.layers` was called before, it is stored: ``softmax`` returns it, which hooks can see, and the branch can
+    be differentiated twice and in forward mode.
     """
+
+    fused_attn: torch.jit.Final[bool]
 
     def __init__(self, dim: int, num_heads: int, pool_stride: int = 1, attn_drop: float = 0.0, **dd: Any) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.pool_stride = pool_stride
-        self.attn_drop = attn_drop
+        self.fused_attn = use_fused_attn()
         self.pool = AveragePool(pool_stride) if pool_stride > 1 else nn.Identity()
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        self.softmax = nn.Softmax(dim=-1)
+        self.attn_drop = nn.Dropout(attn_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         size = [x.shape[1], x.shape[2]]
@@ -113,8 +120,11 @@ class AttentionBranch(nn.Module):
 
         # q, k and v are split before the heads are moved, so that their gradients are joined without a transposition.
         q, k, v = self.qkv(x).reshape(n, h * w, 3, self.num_heads, c // self.num_heads).unbind(2)
-        dropout = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if self.fused_attn:
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        else:
+            x = self.attn_drop(self.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5)) @ v
         x = x.transpose(1, 2).reshape(n, h, w, c)
         return nhwc(self.upsample(nchw(x), size))
 

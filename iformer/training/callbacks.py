@@ -5,13 +5,16 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.progress import BarColumn
 from timm.utils import distribute_bn
 from torch import Tensor
 from torch.optim import Optimizer
+
+from iformer.common.ranges import Count, NotNegative, checked
 
 WIDE = 110  # the columns of a terminal that has room for the whole progress bar
 TAKEN, TAKEN_WIDE = 52, 92  # the columns before the metrics, with up to five digits for batches
@@ -166,3 +169,49 @@ class SharedBatchNorm(Callback):
         """Average after the last batch, so that the following validation and checkpoint already use the result."""
         if trainer.world_size > 1 and trainer.is_last_batch:
             distribute_bn(pl_module, trainer.world_size, reduce=True)
+
+
+class StopEarly(EarlyStopping):
+    """Ends the run when validations no longer improve the task's main metric.
+
+    A resumed run counts on from the checkpoint, with the settings of now.
+
+    Args:
+        patience: The number of validations without a better one after which the run ends; null never ends it.
+        min_delta: By how much a validation must be better to count.
+    """
+
+    @checked
+    def __init__(self, patience: Count | None = None, min_delta: NotNegative = 0.0) -> None:
+        super().__init__("", min_delta, patience or 0, mode="max", check_on_train_epoch_end=False)
+        self.active = patience is not None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the metric from the task.
+
+        Raises:
+            ValueError: The run has no validation.
+        """
+        self.monitor = f"val_{getattr(pl_module, 'metric', 'loss')}"
+        if self.active and stage == "fit":
+            require_validation(trainer, "early_stopping.patience")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over everything but the patience, which is that of now."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the validation with the best one, and end the run if it is time."""
+        if not self.active:
+            return
+        super().on_validation_end(trainer, pl_module)
+        if trainer.should_stop and self.stopping_reason_message:
+            rank_zero_info(
+                f"Ended early: no better {self.monitor} than {self.best_score:.4f} for {self.wait_count} times."
+            )
+
+
+def require_validation(trainer: Trainer, key: str) -> None:
+    """Raise ValueError, naming the setting that needs it, if a run has no validation."""
+    if not trainer.enable_validation:
+        raise ValueError(f"{key} needs validations, but trainer.limit_val_batches is {trainer.limit_val_batches}")

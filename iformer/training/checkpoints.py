@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import shutil
 import signal
 import threading
 import zipfile
@@ -19,10 +20,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from iformer.common.files import written
+from iformer.common.files import write_json, written
 from iformer.common.ranges import Count, checked
+from iformer.training.callbacks import require_validation
 
 FOLDER = "checkpoints"  # in the folder of the run
+BEST = "best.ckpt"  # in that folder
 # The classes that torch writes into the description of shards; a pickle may name these without running code.
 _DESCRIBING = {
     *(f"{metadata.__name__} {name}" for name in (*metadata.__all__, "_MEM_FORMAT_ENCODING")),
@@ -80,11 +83,14 @@ class RunCheckpoint(Checkpoint):
     Args:
         every_n_steps: Number of optimiser steps between checkpoints; null saves once an epoch.
         keep: Number of checkpoints to keep.
+        best: Whether to keep the checkpoint of the best validation too, by the task's main metric, and to export its
+            weights at the end instead of the last ones. ``best.json`` in the run's folder says which one it is.
     """
 
     @checked
-    def __init__(self, every_n_steps: Count | None = 1000, keep: Count = 3) -> None:
-        self.every_n_steps, self.keep = every_n_steps, keep
+    def __init__(self, every_n_steps: Count | None = 1000, keep: Count = 3, best: bool = False) -> None:
+        self.every_n_steps, self.keep, self.best = every_n_steps, keep, best
+        self.best_value: float | None = None
         self.terminated = False
         self.saved = 0  # the step of the last checkpoint
         self.max_steps: int | None = None  # the limit of a resumed run while it is hidden from Lightning
@@ -104,6 +110,8 @@ class RunCheckpoint(Checkpoint):
         Otherwise Lightning would begin an epoch with the counters of the previous one, and therefore with other random
         draws, and skip a validation that is due after the last step.
         """
+        if self.best:
+            require_validation(trainer, "checkpoint.best")
         if self.restored and trainer.state.fn == "fit":
             loop = trainer.fit_loop.epoch_loop
             self.max_steps, loop.max_steps = loop.max_steps, -1
@@ -172,6 +180,29 @@ class RunCheckpoint(Checkpoint):
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         if training and trainer.strategy.reduce_boolean_decision(self.terminated, all=False):
             self._end()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the checkpoint from before the validation as ``best.ckpt`` if none before was better."""
+        quick = trainer.sanity_checking or getattr(trainer, "fast_dev_run", False)
+        if not self.best or quick or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        name = f"val_{getattr(pl_module, 'metric', 'accuracy')}"
+        value = float(trainer.callback_metrics[name])
+        if self.best_value is None or value > self.best_value:
+            self.best_value = value
+            saved = folder(trainer) / f"step-{trainer.global_step:09}.ckpt"
+            with written(folder(trainer) / BEST) as temporary:
+                shutil.copyfile(saved, temporary)
+            best = {"metric": name, "value": value, "step": trainer.global_step, "epoch": trainer.current_epoch + 1}
+            write_json(Path(trainer.default_root_dir, "best.json"), best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value of the main metric so far."""
+        return {"best_value": self.best_value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best value of the main metric."""
+        self.best_value = state_dict["best_value"]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, unless this was done before the validation and it changed nothing, and end the run on SIGTERM."""

@@ -20,8 +20,9 @@ from pydantic import Field
 
 from iformer.common.provenance import provenance
 from iformer.common.ranges import Count, NotNegative, NotNegativeInt, Share, require
-from iformer.training import checkpoints, recipes
-from iformer.training.callbacks import ImagesPerSecond, ProgressBar, SharedBatchNorm, TrainingHealth
+from iformer.training import checkpoints, learning_rates, recipes
+from iformer.training.callbacks import ImagesPerSecond, ProgressBar, SharedBatchNorm, StopEarly, TrainingHealth
+from iformer.training.freezing import Freeze
 from iformer.training.resumable import SeededSteps, run_seed
 from iformer.training.run_folder import MetricsLog, RunRecord, locked
 from iformer.training.user_errors import explain, require_data, user_errors
@@ -40,7 +41,8 @@ def run(
 
     Returns:
         The last value of each of the ``metrics``, and their provenance: ``recipe``, ``command``, ``seed`` and so on. If
-        the task computes them, ``per_class`` has the figures of each class.
+        the task computes them, ``per_class`` has the figures of each class. With ``--find_lr``, ``learning_rate`` takes
+        the place of both.
 
     Raises:
         ValueError: An argument or a key of the recipe is wrong; the message names it in one line.
@@ -54,6 +56,8 @@ def run(
     metrics = {name: round(float(value), 6) for name, value in cli.trainer.callback_metrics.items()}
     per_class = getattr(cli.model, "per_class", None)
     results = {"recipe": name, "metrics": metrics, **({"per_class": per_class} if per_class else {})}
+    if cli.found_lr:
+        results = {"recipe": name, "learning_rate": cli.found_lr}
     return {**results, **provenance(run_seed())}
 
 
@@ -111,6 +115,7 @@ class _CLI(LightningCLI):
 
     def __init__(self, recipe: str, args: list[str], stack: contextlib.ExitStack) -> None:
         self.recipe, self.stack = recipe, stack
+        self.found_lr: dict[str, Any] = {}
         self.parsers: list[LightningArgumentParser] = []
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -138,10 +143,14 @@ class _CLI(LightningCLI):
         return {verb: arguments for verb, arguments in LightningCLI.subcommands().items() if verb != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the recipe's ``checkpoint`` section and ``--resume``; Lightning calls this for each verb."""
+        """Add the recipe's own sections and ``--resume``; Lightning calls this for each verb."""
         self.parsers.append(parser)
         parser.add_lightning_class_args(checkpoints.RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(StopEarly, "early_stopping")
+        parser.add_lightning_class_args(Freeze, "freeze")
         parser.add_argument("--resume", action="store_true", help="Take the newest checkpoint of the run's folder.")
+        if len(self.parsers) == 1:  # that of fit, the first verb
+            parser.add_argument("--find_lr", action="store_true", help="Suggest a learning rate, and do not train.")
 
     def _parse_ckpt_path(self) -> None:
         """Ignore a checkpoint's ``hyper_parameters``, which Lightning would merge into the settings.
@@ -194,6 +203,8 @@ class _CLI(LightningCLI):
             arguments = config.model.init_args
             for name in [name for name in vars(arguments) if name.startswith("pretrained")]:
                 arguments[name] = False
+        if self.subcommand != "fit" and "distillation" in config.model.init_args:
+            config.model.init_args.distillation = None  # a teacher may be gone by then
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -212,7 +223,7 @@ class _CLI(LightningCLI):
         self.run_folder = Path(config.trainer.default_root_dir)
         given = self.config_init[self.subcommand].trainer
         logger = given.logger
-        if self.subcommand != "fit" and logger is None:
+        if (self.subcommand != "fit" or config.find_lr) and logger is None:
             kwargs["logger"] = False
         elif logger is None or logger is True:
             kwargs["logger"] = [MetricsLog(self.run_folder), TensorBoardLogger(self.run_folder, name="", version="")]
@@ -240,6 +251,14 @@ class _CLI(LightningCLI):
 
     before_validate = before_test = _find_checkpoint
 
+    def fit(self, **arguments: Any) -> None:
+        """Train, or look for a learning rate; Lightning calls this, if it exists, instead of the trainer's ``fit``."""
+        if self.config.fit.find_lr:
+            picture = self.run_folder / "learning_rates.png"
+            self.found_lr = learning_rates.find(self.trainer, self.model, self.datamodule, picture)
+        else:
+            self.trainer.fit(**arguments)
+
     def before_fit(self) -> None:
         """Lock the run's folder, and refuse to start anew where an earlier run left checkpoints.
 
@@ -249,7 +268,9 @@ class _CLI(LightningCLI):
         if self.trainer.is_global_zero:
             self.stack.enter_context(locked(self.run_folder))
         self._find_checkpoint()
-        if self.config.fit.resume or self.config.fit.trainer.fast_dev_run:
+        if self.config.fit.find_lr and self.config.fit.trainer.fast_dev_run:
+            raise ValueError("--find_lr does not go with trainer.fast_dev_run; give one of them")
+        if self.config.fit.resume or self.config.fit.trainer.fast_dev_run or self.config.fit.find_lr:
             return
         if checkpoints.available(self.run_folder):
             raise ValueError(
@@ -260,10 +281,14 @@ class _CLI(LightningCLI):
     def after_fit(self) -> None:
         """Export the trained model into the run's folder for ``iformer predict`` and timm."""
         export = getattr(self.model, "export", None)
-        if export is None or not self.trainer.is_global_zero or self.config.fit.trainer.fast_dev_run:
+        if export is None or not self.trainer.is_global_zero or self.config.fit.trainer.fast_dev_run or self.found_lr:
             return
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            saved = torch.load(checkpoints.newest(self.run_folder), map_location="cpu", weights_only=True)
-            export(self.run_folder, saved["state_dict"])
+        best = self.run_folder / checkpoints.FOLDER / checkpoints.BEST
+        if self.config.fit.checkpoint.best and best.is_file():
+            file = best
+        elif isinstance(self.trainer.strategy, FSDPStrategy):
+            file = checkpoints.newest(self.run_folder)
         else:
             export(self.run_folder)
+            return
+        export(self.run_folder, torch.load(file, map_location="cpu", weights_only=True)["state_dict"])

@@ -82,14 +82,14 @@ class AdamWCosine:
                 f"trainer.{limit} is {getattr(trainer, limit)}, "
                 f"expected more than the {self.cooldown_epochs} of optimization.cooldown_epochs"
             )
-        scale = _scale(self.base_batch, trainer, batch_size)
-        optimizer = create_optimizer_v2(groups, opt="adamw", lr=self.lr * scale)
+        factor = scale(self.base_batch, trainer, batch_size)
+        optimizer = create_optimizer_v2(groups, opt="adamw", lr=self.lr * factor)
         scheduler = CosineLRScheduler(
             optimizer,
             t_initial=epochs,
-            lr_min=self.min_lr * scale,
+            lr_min=self.min_lr * factor,
             warmup_t=self.warmup_epochs,  # type: ignore[arg-type]  # fractions of epochs work too
-            warmup_lr_init=self.warmup_lr * scale,
+            warmup_lr_init=self.warmup_lr * factor,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -144,7 +144,7 @@ class AdamWSteps:
             trainer: The run's trainer.
             batch_size: The number of images in a batch of one device.
         """
-        lr = self.lr * _scale(self.base_batch, trainer, batch_size)
+        lr = self.lr * scale(self.base_batch, trainer, batch_size)
         optimizer = create_optimizer_v2(groups, opt="adamw", lr=lr)
         scheduler = LambdaLR(optimizer, lambda step: self._share(step, trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -162,7 +162,7 @@ class AdamWSteps:
         scheduler.step()
 
 
-def _scale(base_batch: int | None, trainer: Trainer, batch_size: int) -> float:
+def scale(base_batch: int | None, trainer: Trainer, batch_size: int) -> float:
     """Return the ratio of the run's global batch size to the one for which the rates are stated."""
     global_batch = batch_size * trainer.world_size * trainer.accumulate_grad_batches
     return global_batch / base_batch if base_batch else 1.0

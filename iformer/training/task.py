@@ -5,9 +5,11 @@ from typing import Any, ClassVar
 
 import lightning
 import torch
+from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from iformer.common.pages import write_csv
 from iformer.training.class_weights import ClassWeights, weights_of
@@ -162,7 +164,10 @@ class Task(lightning.LightningModule):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Set the learning rate for the next step, see :mod:`iformer.training.optimization`."""
-        self.optimization.update(scheduler, self.trainer)
+        if isinstance(scheduler, CosineLRScheduler | LambdaLR):
+            self.optimization.update(scheduler, self.trainer)
+        else:  # that of the learning rate finder
+            scheduler.step()
 
     def configure_gradient_clipping(
         self,

@@ -8,6 +8,7 @@ import timm
 import torch
 from timm.layers import LayerScale, freeze_batch_norm_2d
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.models.detection import MaskRCNN
 from torchvision.ops import FeaturePyramidNetwork
 
@@ -186,3 +187,67 @@ def test_export_for_any_size(tiny: Tiny) -> None:
     for batch, height, width in SIZES:
         x = torch.randn(batch, 3, height, width)
         torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class LowRank(nn.Module):
+    """LoRA as a parametrisation."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.a, self.b = (
+            nn.Parameter(torch.randn(2, weight.shape[1]) / 4),
+            nn.Parameter(torch.randn(len(weight), 2) / 4),
+        )
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.b @ self.a
+
+
+class Adapter(nn.Module):
+    """LoRA as a module around a layer."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.delta = base, LowRank(base.weight)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ (self.delta.b @ self.delta.a).T
+
+
+def test_parametrised_layers_are_merged(tiny: Tiny) -> None:
+    model = tiny()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            parametrize.register_parametrization(module, "weight", LowRank(module.weight))
+        elif name == "stem.conv2":
+            parametrizations.spectral_norm(module)
+    images = torch.randn(2, 3, 64, 64)
+    expected = model(images)
+    fused = fuse(model.train())
+    agree(fused(images), expected)
+    assert not any(parametrize.is_parametrized(module) for module in fused.modules())
+    assert parametrize.is_parametrized(model.stages[0].blocks[0].mixer.proj)
+
+
+def test_adapters_and_computed_weights_are_named(tiny: Tiny) -> None:
+    model = tiny()
+    block = model.stages[2].blocks[1]
+    branch = block.mixer.attn_branch
+    branch.qkv = Adapter(branch.qkv)
+    with pytest.raises(ValueError, match=r"^stages\.2\.blocks\.1\.mixer\.attn_branch\.qkv is a \S+Adapter, .* merge"):
+        fuse(model)
+    branch.qkv = branch.qkv.base
+    block.mlp = nn.Sequential(block.mlp, nn.Linear(48, 48))
+    with pytest.raises(ValueError, match=r"^stages\.2\.blocks\.1\.mlp is a torch\S+Sequential, expected Mlp"):
+        fuse(model)
+    block.mlp = block.mlp[0]
+    prune.l1_unstructured(model.stem.conv1, "weight", amount=0.5)
+    with pytest.raises(ValueError, match=r"^stem\.conv1\.weight is computed in a hook, by pruning"):
+        fuse(model)
+    prune.remove(model.stem.conv1, "weight")
+    images = torch.randn(1, 3, 64, 64)
+    agree(fuse(model)(images), model(images))

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -483,3 +483,57 @@ def test_folder_adapts(tiny: Tiny, tmp_path: Path) -> None:
 def test_folder_contradicts(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="disagrees with the current model"):
         save_for_hf(tiny(in_chans=4), tmp_path, model_args={"in_chans": 3})
+
+
+@pytest.fixture
+def unfused(tiny: Tiny) -> Iterator[tuple[Any, Any]]:
+    """A network built after ``set_fused_attn(False)``, and an ordinary one with its weights."""
+    fused = tiny()
+    timm.layers.set_fused_attn(False)
+    try:
+        model = tiny()
+    finally:
+        timm.layers.set_fused_attn(True)
+    model.load_state_dict(fused.state_dict())
+    return model, fused
+
+
+def test_attention_that_is_not_fused_is_the_same(unfused: tuple[Any, Any]) -> None:
+    model, fused = unfused
+    images = torch.randn(2, 3, 65, 90)
+    torch.testing.assert_close(model(images), fused(images), rtol=1e-4, atol=1e-5)
+    torch.jit.script(model)
+
+
+@pytest.mark.parametrize("arguments", [{"method": "hook"}, {"method": "fx", "names": ["*softmax"]}])
+def test_attention_maps_are_extracted(arguments: dict[str, Any], unfused: tuple[Any, Any]) -> None:
+    model, _ = unfused
+    maps = list(timm.utils.AttentionExtract(model, **arguments)(torch.randn(2, 3, 64, 64)).values())
+    assert [tuple(each.shape) for each in maps] == [
+        (2, heads, positions, positions) for heads, positions in ((1, 64), (2, 16), (2, 16), (3, 16), (4, 4))
+    ]
+    for each in maps:
+        torch.testing.assert_close(each.sum(-1), torch.ones(each.shape[:-1]))
+
+
+def test_attention_that_is_not_fused_has_higher_derivatives(unfused: tuple[Any, Any]) -> None:
+    model = unfused[0].double()
+    images, direction = torch.randn(2, 1, 3, 32, 32, dtype=torch.float64)
+    step = 1e-6
+
+    def loss(x: Tensor) -> Tensor:
+        return model(x).square().sum()
+
+    _, forward = torch.func.jvp(loss, (images,), (direction,))
+    difference = (loss(images + step * direction) - loss(images - step * direction)) / (2 * step)
+    torch.testing.assert_close(forward, difference, rtol=1e-3, atol=1e-6)
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(loss(x), x, create_graph=True)[0]
+
+    x = images.clone().requires_grad_()
+    first = torch.autograd.grad(loss(x), x, create_graph=True)[0]
+    (second,) = torch.autograd.grad((first * direction).sum(), x)
+    change = (gradient(images + step * direction) - gradient(images - step * direction)).detach() / (2 * step)
+    torch.testing.assert_close(second, change, rtol=1e-2, atol=1e-3 * float(change.abs().max()))

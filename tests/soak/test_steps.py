@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from iformer.models import saved
+from iformer.models.backbone import create
 from iformer.training.launcher import run
 from tests.detection.conftest import MODEL as DETECTOR
 from tests.soak.recipes import alike, data_changes, settings, task
@@ -50,6 +52,10 @@ def step(name: str) -> list[Any]:
 @pytest.mark.parametrize("name", alike(step))
 def test_every_loss_is_finite(name: str, tmp_path: Path, small_fashion_mnist: Path) -> None:
     changes = data_changes(name, tmp_path / "data", small_fashion_mnist, count=120, workers=0)
+    taught = []
+    if "distillation" in settings(name)["model"]["init_args"]:
+        saved.save(create("iformer_nano", num_classes=2, **MODEL), tmp_path / "teacher", ["x", "y"])
+        taught = [f"--model.init_args.distillation.teacher={tmp_path / 'teacher'}"]
     run(
         "fit",
         [
@@ -57,6 +63,7 @@ def test_every_loss_is_finite(name: str, tmp_path: Path, small_fashion_mnist: Pa
             *(f"--data.init_args.{key}={'null' if value is None else value}" for key, value in changes.items()),
             f"--data.init_args.batch_size={2 if task(name) == 'detection' else 4}",
             *tiny_network(name),
+            *taught,
             f"--trainer.default_root_dir={tmp_path / 'run'}",
             "--trainer.accelerator=cpu",
             f"--trainer.max_steps={STEPS}",

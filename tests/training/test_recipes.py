@@ -9,6 +9,8 @@ import torch
 import yaml
 from PIL import Image
 
+from iformer.models import saved
+from iformer.models.backbone import create
 from iformer.training import checkpoints, recipes
 from iformer.training.launcher import run
 from tests.training.tiny import MODEL, recipe
@@ -54,6 +56,9 @@ def test_each_recipe_takes_two_steps(name: str, images: Path, tmp_path: Path) ->
     arguments += [f"--model.init_args.model_args={small}", "--model.init_args.num_classes=2"]
     if task.get("pretrained"):
         arguments.append("--model.init_args.pretrained=false")
+    if "distillation" in task:
+        saved.save(create("iformer_nano", num_classes=2, **MODEL), tmp_path / "teacher", ["a", "b"])
+        arguments.append(f"--model.init_args.distillation.teacher={tmp_path / 'teacher'}")
     check_two_steps([f"--config={name}", *SMALL, *arguments], tmp_path)
 
 
@@ -85,8 +90,8 @@ def test_segmentation_recipes_take_two_steps(name: str, tmp_path: Path) -> None:
 
 def check_two_steps(arguments: list[str], folder: Path) -> None:
     run("fit", [*arguments, f"--trainer.default_root_dir={folder}"])
-    saved = torch.load(checkpoints.newest(folder), weights_only=False)
-    assert saved["global_step"] == 2
+    checkpoint = torch.load(checkpoints.newest(folder), weights_only=False)
+    assert checkpoint["global_step"] == 2
     assert (folder / "config.json").exists()
     assert (folder / "metrics.csv").exists()
 
