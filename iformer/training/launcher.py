@@ -198,7 +198,9 @@ class _CLI(LightningCLI):
         if config.ckpt_path is not None:
             config.ckpt_path = os.path.expanduser(config.ckpt_path)
         config.trainer.default_root_dir = os.path.expanduser(config.trainer.default_root_dir)
-        self.settings = self._parser_of(self.subcommand).dump(config, skip_none=False)
+        recipe = config.clone()
+        recipe.pop("find_lr", None)  # which is no setting of a run, and which the other verbs do not know
+        self.settings = self._parser_of(self.subcommand).dump(recipe, skip_none=False)
         if config.resume or config.ckpt_path:  # the checkpoint has all weights, so that none are downloaded
             arguments = config.model.init_args
             for name in [name for name in vars(arguments) if name.startswith("pretrained")]:
