@@ -53,6 +53,7 @@ ONLY_PARSED = {
     "iformer fit yolo": ELSEWHERE,
     "iformer fit camvid --data.init_args.ignore_labels '[11]'": ELSEWHERE,
     "iformer predict photo.jpg": FETCHES,
+    "iformer predict photographs/ --model detector.xml --output pictures": "needs the file of a trained detector",
     "iformer tables": ELSEWHERE,
     "iformer tables 3": ELSEWHERE,
     "iformer tables --markdown": ELSEWHERE,

@@ -57,6 +57,11 @@ class WithoutPasting(nn.Module):
         super().__init__()
         self.detector: Any = detector
 
+    @property
+    def finds_masks(self) -> bool:
+        """Whether the detector finds masks, and not only boxes."""
+        return self.detector.roi_heads.has_mask()
+
     def forward(self, images: list[Tensor], paste: bool = False) -> Any:
         """Return the objects in images ``(3, H, W)``."""
         return Detector.forward(self.detector, images, paste=False)
