@@ -80,14 +80,6 @@ class MultiLabelTask(Classifier):
         self.log("loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to the validation."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to the test."""
-        self._evaluate(batch, "test")
-
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
         """Log the binary cross entropy, and keep the probabilities until the end."""
         images, labels = batch

@@ -89,6 +89,18 @@ class Classifier(Task):
         """Return the logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
         return self.model(images.contiguous(memory_format=self.memory_format))
 
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to the validation."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to the test."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
+        """Add a batch to the scores of ``val`` or ``test``."""
+        raise NotImplementedError
+
 
 class ClassificationTask(Classifier):
     """The task of classification: cross entropy on smoothed or mixed labels, and top-1 and top-5 accuracy.
@@ -248,15 +260,8 @@ class ClassificationTask(Classifier):
                 "weights are not those of the teacher that this run began with"
             )
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to the loss and accuracy of the validation; outside of training, to the confusion matrix too."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to the loss, accuracy and confusion matrix of the test."""
-        self._evaluate(batch, "test")
-
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
+        """Add a batch to the loss and accuracy; outside of training, to the confusion matrix too."""
         images, labels = batch
         self._check(labels)
         logits = self(images)
