@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 
 from iformer.comparison import compare, costs, page, runs, variants, worker
 from iformer.training import checkpoints
@@ -111,7 +112,14 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) 
 
 
 def locked(output: Path) -> bool:
-    return bool(list(output.glob("*/seed_*/run.lock")))
+    """Return whether a process holds a run's lock; one that ended while it started may leave the file, but no lock."""
+    for file in output.glob("*/seed_*/run.lock"):
+        try:
+            with FileLock(file, timeout=0):
+                pass
+        except Timeout:
+            return True
+    return False
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
