@@ -10,7 +10,6 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,14 +42,13 @@ def prepare(folder: Path) -> list[str]:
 
 
 def measure(count: int, every: int, format_: str) -> dict[str, Any]:
-    """Return the MiB that are resident after each ``every`` of ``count`` file names, and the seconds that all take."""
+    """Return the MiB that are resident after each ``every`` of ``count`` file names."""
     resident: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         paths = prepare(folder)
         output = folder / f"results.{format_}"
         command = [sys.executable, "-m", "iformer", "predict", "-", "--model", str(folder / "model")]
-        start = time.perf_counter()
         with subprocess.Popen(
             [*command, "--output", str(output), "--batch-size", "64"],
             stdin=subprocess.PIPE,
@@ -68,9 +66,8 @@ def measure(count: int, every: int, format_: str) -> dict[str, Any]:
             process.stdin.close()
         if process.returncode:
             raise RuntimeError(f"predict ended with status {process.returncode}")
-        seconds = time.perf_counter() - start
         rows = sum(1 for _ in output.open()) if format_ == "jsonl" else count
-    return {"files": count, "format": format_, "rows": rows, "seconds": round(seconds, 1), "resident_mib": resident}
+    return {"files": count, "format": format_, "rows": rows, "resident_mib": resident}
 
 
 def _resident(process: int) -> float:
@@ -92,9 +89,9 @@ def section(results: dict[str, Any], folder: str) -> str:
     some = [*rows[:: max(1, len(rows) // 10)], rows[-1]]
     return f"""## Very many files
 
-`iformer predict -` with a trivially small model, {results["files"]:,} names on standard input, results to a file:
-{results["seconds"]:,.0f} s. Resident memory grows by {results["growth_mib"]:.0f} MiB between the
-{results["settled"]:,}th name and the last. {results["machine"]}.
+`iformer predict -` with a trivially small model, {results["files"]:,} names on standard input, results to a file.
+Resident memory grows by {results["growth_mib"]:.0f} MiB between the {results["settled"]:,}th name and the last.
+{results["machine"]}.
 
 {markdown(["names", "MiB resident"], list(dict.fromkeys(map(tuple, some))))}"""
 

@@ -43,11 +43,11 @@ def predict(images: list[str], model: str, output: str, processes: int, gpus: fl
         output: The folder of the results, or any other place where pyarrow can write.
         processes: The number of processes that keep the model.
         gpus: The number of GPUs of each process, which may be a fraction; 0 for none.
-        batch_size: The number of images in a batch.
+        batch_size: The number of images that a process is given at a time.
     """
     model = str(Path(model).resolve()) if Path(model).exists() else model  # the processes work elsewhere
     names: Any = ray.data.from_items([{"image": str(path.resolve())} for path in find_images(images)])
-    options = Options(output=None, batch_size=batch_size, workers=2, device="auto" if gpus else "cpu")
+    options = Options(output=None, workers=2, device="auto" if gpus else "cpu")
     names.map_batches(
         Predict,
         fn_constructor_args=(model, options),

@@ -309,7 +309,7 @@ def predict(
     ] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps; auto: whatever is fastest.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, of a classifier.")] = 32,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; default: the task's.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads that read images ahead.")] = 2,
     as_json: Json = False,
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -14,6 +15,9 @@ from iformer.detection.masks import from_run_lengths, pasted, run_lengths
 from iformer.detection.pictures import draw
 from iformer.models.prediction import Options
 from iformer.models.saved import Model
+
+ON_ACCELERATOR = 4
+"""The number of images in a batch on a GPU, unless the options say another."""
 
 
 def backbone_input(model: Model, image: Image.Image) -> Tensor:
@@ -46,10 +50,11 @@ class Predictor:
     """
 
     doing = "Detecting"
-    batch_size = 1
 
     def __init__(self, model: Model, options: Options) -> None:
         self.model, self.options, self.names = model, options, DistinctStems()
+        on_accelerator = model.device.type != "cpu"  # a processor is busy with one image
+        self.batch_size = 1 if model.exported else options.batch_size or (ON_ACCELERATOR if on_accelerator else 1)
         box = {"name": str, "score": float, "category_id": int, "bbox": [float], "area": int}
         mask = {"segmentation": {"size": [int], "counts": str}} if model.network.finds_masks else {}
         self.schema: dict[str, Any] = {"height": int, "width": int, "picture": str, "objects": [{**box, **mask}]}
@@ -61,12 +66,21 @@ class Predictor:
         return pil_to_tensor(image)
 
     def predict(self, paths: Sequence[Path], images: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """Detect the objects in the images, draw them, and return the result for each image."""
-        return [self._detected(path, image) for path, image in zip(paths, images, strict=True)]
+        """Detect the objects in the images, draw them, and return the result for each image.
 
-    def _detected(self, path: Path, image: Tensor) -> dict[str, Any]:
+        The network takes the images of one size together; of several sizes, all would be padded to the largest.
+        """
+        of_size: dict[torch.Size, list[int]] = {}
+        for place, image in enumerate(images):
+            of_size.setdefault(image.shape, []).append(place)
+        found: dict[int, dict[str, Tensor]] = {}
+        for places in of_size.values():
+            outputs = self.model.network([images[place].to(self.model.device) / 255 for place in places], paste=False)
+            found.update(zip(places, outputs, strict=True))
+        return [self._result(path, images[place], found[place]) for place, path in enumerate(paths)]
+
+    def _result(self, path: Path, image: Tensor, found: dict[str, Tensor]) -> dict[str, Any]:
         height, width = image.shape[1:]
-        (found,) = self.model.network([image.to(self.model.device) / 255], paste=False)
         found = {name: value.cpu() for name, value in found.items()}
         described = objects(found, (height, width), self.model.config)
         size = {"height": height, "width": width, "objects": described}

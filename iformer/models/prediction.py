@@ -23,6 +23,9 @@ from iformer_command.terminal import ITEM_ERRORS, item_error
 TYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The precisions in which PyTorch computes."""
 
+BATCH = 32
+"""The number of images in a classifier's batch, unless the options say another."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -30,7 +33,8 @@ class Options:
 
     Attributes:
         top: The number of classes that a classifier names.
-        batch_size: The number of images in a classifier's batch.
+        batch_size: The number of images in a batch; None for what is usual for the task and the device. Detectors put
+            images of one size into a batch. Segmenters take one image at a time.
         threshold: The lowest score of the objects that are drawn and printed.
         output: The folder for pictures of objects and label maps, which is created if it does not exist; None draws
             none.
@@ -41,7 +45,7 @@ class Options:
     """
 
     top: int = 5
-    batch_size: int = 32
+    batch_size: int | None = None
     threshold: float = 0.5
     output: Path | None = Path("predictions")
     device: str = "auto"
@@ -60,7 +64,7 @@ class Predictor(Protocol):
     """The options that it was made with."""
 
     batch_size: int
-    """The number of images in a batch."""
+    """The number of images that it is given at a time."""
 
     schema: dict[str, Any]
     """What a result holds besides ``image`` and ``error``."""

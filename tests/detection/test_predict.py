@@ -68,6 +68,29 @@ def test_boxes_without_masks_are_coco_too(boxes: Path, coco: Path, tmp_path: Pat
     assert set(row["objects"][0]) == {"name", "score", "category_id", "bbox", "area"}
 
 
+def test_images_of_one_size_form_a_batch(trained: Path, coco: Path, tmp_path: Path) -> None:
+    """The network takes those of one size together, and every image gets its own result, in its own place."""
+    sizes = [(64, 48), (48, 64), (64, 48), (64, 48), (48, 64)]
+    generator = np.random.default_rng(0)
+    files = [tmp_path / f"{number}.png" for number in range(5)]
+    for file, (width, height) in zip(files, sizes, strict=True):
+        Image.fromarray(generator.integers(0, 255, (height, width, 3), np.uint8)).save(file)
+    model = saved.resolve(str(trained))
+    together, alone = (
+        list(predictions(model, predictor(model, Options(output=None, batch_size=size)), files)) for size in (5, 1)
+    )
+    taken: list[int] = []
+    model.network.register_forward_pre_hook(lambda network, arguments: taken.append(len(arguments[0])))
+    list(predictions(model, predictor(model, Options(output=None, batch_size=5)), files))
+    assert taken == [3, 2]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert (ours["image"], ours["height"], ours["width"]) == (theirs["image"], theirs["height"], theirs["width"])
+        assert len(ours["objects"]) == len(theirs["objects"]) > 0
+        for one, other in zip(ours["objects"], theirs["objects"], strict=True):
+            assert (one["name"], one["score"]) == (other["name"], pytest.approx(other["score"], abs=2e-4))
+            assert one["bbox"] == pytest.approx(other["bbox"], abs=0.05)
+
+
 def test_json_is_coco_and_the_picture_is_drawn(trained: Path, coco: Path, tmp_path: Path, iformer: Command) -> None:
     images = [coco / "images" / "11.png", coco / "images" / "12.png"]
     status, out, _ = iformer("predict", *images, "--checkpoint", trained, "--output", tmp_path / "out", "--json")
