@@ -14,13 +14,21 @@ import torch
 def provenance(seed: int) -> dict[str, Any]:
     """Return the command, the seed, the versions of the libraries, and the machine."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "seed": seed,
         "versions": {name: version(name) for name in ("iformer-inception", "torch", "timm", "lightning", "pillow")},
         "python": platform.python_version(),
         "machine": f"{_processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads used, "
         f"{', '.join([platform.system(), *_accelerators()])}",
     }
+
+
+def _program() -> list[str]:
+    """Return the words that start the running program."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is None:
+        return [Path(sys.argv[0]).name]
+    return ["python", "-m", module.name.removesuffix(".__main__")]
 
 
 def _processor() -> str:
