@@ -83,7 +83,8 @@ def test_prediction_beside_timm_and_against_files(tmp_path: Path) -> None:
     speed = found["images_per_second"]
     assert found["images"] == 4
     assert found["share_of_network"] == pytest.approx(speed["predict"] / speed["network alone"], rel=0.01)
-    assert found["over_timm"] == pytest.approx(speed["predict"] / speed["timm's loop"], rel=0.01)
+    loops = [speed[f"timm's loop, batches of {batch}"] for batch in (2, 256)]
+    assert found["over_timm"] == pytest.approx(speed["predict"] / max(loops), rel=0.01)
     assert result["files"]["files"] == [2, 6]
     text = prediction.section(result, "figures")
     assert f"| predict | {speed['predict']:.1f} |" in text

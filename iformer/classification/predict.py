@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from iformer.models.prediction import BATCH, Options
+from iformer.models.prediction import Options, usual_batch
 from iformer.models.saved import Model
 
 
@@ -26,7 +26,7 @@ class Predictor:
         self.model, self.options, self.prepare = model, options, model.prepare
         self.thresholds = torch.tensor(model.config.get("thresholds", ()))
         self.top = len(model.class_names) if len(self.thresholds) else min(options.top, len(model.class_names))
-        self.batch_size = options.batch_size or BATCH
+        self.batch_size = options.batch_size or usual_batch(model)
         model.network.to(memory_format=torch.channels_last)
 
     def predict(self, paths: Sequence[Path], images: Sequence[Tensor]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from iformer.models.prediction import BATCH, Options
+from iformer.models.prediction import Options, usual_batch
 from iformer.models.saved import Model
 
 KINDS = ("pooled", "map")
@@ -30,7 +30,7 @@ class Predictor:
         if model.task != "classification":
             raise ValueError(f"features: {model.name} is a model for {model.task}, expected a classifier")
         self.model, self.options, self.prepare = model, options, model.prepare
-        self.batch_size = options.batch_size or BATCH
+        self.batch_size = options.batch_size or usual_batch(model)
         shape = {"shape": [int]} if options.features == "map" else {}
         self.schema: dict[str, Any] = {"features": [float], **shape}
         model.network.to(memory_format=torch.channels_last)

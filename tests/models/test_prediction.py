@@ -19,7 +19,7 @@ from PIL import Image
 
 from iformer.common.images import stream_images
 from iformer.models import prediction, saved
-from iformer.models.prediction import Options, find_device, predictions, predictor
+from iformer.models.prediction import Options, find_device, predictions, predictor, usual_batch
 from tests.conftest import Command
 
 
@@ -277,3 +277,11 @@ def test_options_are_checked() -> None:
     model: Any = saved.of_classifier(timm.create_model("iformer_nano", num_classes=2))
     with pytest.raises(ValueError, match="precision is int4, expected one of fp32, bf16, fp16"):
         predictor(model, Options(precision="int4"))
+
+
+def test_a_processor_takes_fewer_large_images_at_a_time() -> None:
+    """Batches of 32 small images, and of as many as have so many pixels; the options may say another number."""
+    for side, expected in ((32, 32), (112, 32), (224, 8), (384, 2), (1024, 1)):
+        config = {"input_size": (3, side, side)}
+        model = saved.Model("classifier", "classification", torch.nn.Identity(), ("one",), config, "")
+        assert usual_batch(model) == expected
