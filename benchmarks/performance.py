@@ -2,10 +2,10 @@
 
 python -m benchmarks.performance
 
-The accuracy lost by int8 needs a trained model and its images. docs/performance.md quotes it if this has been run:
+The accuracy lost by int8 needs a trained model and its images. docs/performance.md has a row for each file in
+docs/results/performance/int8 that a command like this has written:
 
-iformer export runs/cifar10 --format openvino --precision int8 --images TRAIN_FOLDER --labelled TEST_FOLDER --json \
-    > docs/results/performance/int8.json
+iformer export runs/cifar10 --format openvino --precision int8 --images TRAIN_FOLDER --labelled TEST_FOLDER --json
 """
 
 import argparse
@@ -25,6 +25,7 @@ from iformer.benchmark.configurations import Configuration, combinations
 from iformer.benchmark.process import MeasuredProcess
 from iformer.benchmark.rounds import run
 from iformer.common.files import write_json
+from iformer.deployment.accuracy import SCORES
 
 NAIVE = "benchmarks.naive_iformer:NaiveIFormer"
 OURS = "iformer_small"
@@ -132,13 +133,16 @@ MiB of memory, backbone at 800x1280, fp32:
 {markdown(["", "whole process, peak", "added by inference"], memory)}"""
 
 
-def accuracy_section(exported: dict[str, Any], folder: str) -> str:
-    """Return what the page says of the result of ``iformer export`` for a trained model."""
-    top1 = exported["accuracy"]
-    return f"""## Accuracy in int8
-
-Top-1 of {exported["model"]} on {top1["images"]:,} images: {top1["eager"]:.2%} eager in fp32, {top1["file"]:.2%} in
-{exported["precision"]} ({exported["format"]}): {100 * (top1["eager"] - top1["file"]):.2f} points lost."""
+def accuracy_section(exported: Sequence[dict[str, Any]]) -> str:
+    """Return what the page says of the results of ``iformer export`` for trained models."""
+    rows = []
+    for each in exported:
+        count, before, after = (each["accuracy"][key] for key in ("images", "eager", "file"))
+        for name, value in before.items():
+            row = [each["model"], f"{each['format']} {each['precision']}", f"{count:,}", SCORES[name]]
+            rows.append([*row, f"{value:.2%}", f"{after[name]:.2%}", f"{100 * (value - after[name]):.2f}"])
+    headings = ["Model", "Exported", "Images", "Score", "eager fp32", "exported", "points lost"]
+    return f"## Accuracy in int8\n\n{markdown(headings, rows)}"
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -7,6 +7,7 @@ are fitted over the sides (in the number of pixels) and over the batch sizes, in
 """
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -192,8 +193,11 @@ def draw_trade_off(rows: Sequence[dict[str, Any]], file: Path) -> None:
             ours = row["model"] in OF_THE_PAPER
             point = (row["milliseconds"], row["top1"])
             axes.plot(*point, "o", color=BLUE if ours else "0.5", markersize=6 if ours else 4)
-            name = row["model"].partition(".")[0] + ("" if row["height"] == 224 else f" @{row['height']}")
-            axes.annotate(name, point, (5, 3), textcoords="offset points", fontsize=7)
+            name = re.sub(r"_(patch\d+|window\d+|224|tf|rw)", "", row["model"].partition(".")[0])
+            name += "" if row["height"] == 224 else f" @{row['height']}"
+            left = ((point[0] - each["milliseconds"], abs(point[1] - each["top1"])) for each in rows)
+            crowded = any(0 < along < 30 and across < 0.2 for along, across in left)
+            axes.annotate(name, point, (5, -8 if crowded else 3), textcoords="offset points", fontsize=7)
         axes.margins(x=0.2)
         axes.set(xlabel=f"ms for an image, {rows[0]['engine']} fp32", ylabel="published top-1, ImageNet-1K (%)")
     save_figure(figure, file)

@@ -166,14 +166,14 @@ def test_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_page_has_what_was_measured(tmp_path: Path) -> None:
-    folder = tmp_path / page.FOLDER
+    folder = tmp_path / page.FOLDER / "int8"
     folder.mkdir(parents=True)
     exported = {"model": "runs/x", "format": "openvino", "precision": "int8"}
-    exported |= {"accuracy": {"images": 1000, "eager": 0.9, "file": 0.897}}
-    (folder / "int8.json").write_text(json.dumps(exported))
+    exported |= {"accuracy": {"images": 1000, "eager": {"miou": 0.9}, "file": {"miou": 0.897}}}
+    (folder / "x.json").write_text(json.dumps(exported))
     page.main(["--docs", str(tmp_path)])
     text = (tmp_path / "performance.md").read_text()
-    assert "0.30 points lost" in text
+    assert "| runs/x | openvino int8 | 1,000 | mIoU | 90.00% | 89.70% | 0.30 |" in text
     assert "How cost grows" not in text
 
 
