@@ -246,7 +246,8 @@ def execute(text: str, page: str, monkeypatch: pytest.MonkeyPatch) -> int:
     if words[0] == "make":
         return subprocess.run([*words, "--dry-run"], cwd=ROOT, check=False, capture_output=True).returncode
     if words[0].startswith("--"):  # a setting
-        recipe = {"docs/segmentation.md": "segmentation_folder", "docs/detection.md": "coco/tiny"}.get(page, "finetune")
+        own = {"docs/segmentation.md": "segmentation_folder", "docs/detection.md": "coco/tiny"}
+        recipe = {**own, "docs/search.md": "search/cifar10"}.get(page, "finetune")
         words = ["iformer", "fit", "--config", recipe, *words]
     if words[0] in ("srun", "torchrun"):  # what they start
         verb = next(number for number, word in enumerate(words) if word in ("fit", "predict"))

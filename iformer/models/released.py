@@ -68,8 +68,9 @@ def convert(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Adapt a state dict with released or our own keys to ``model``; timm calls it for pretrained weights.
 
-    Of weights that all ramps share, see :mod:`iformer.models.shared_ramps`, the model gets those of its ramp. Position embeddings are resized to the model's. The classifier and the input channels of the first convolution are
-    adapted by timm.
+    Of weights that all ramps share, see :mod:`iformer.models.shared_ramps`, the model gets those of its ramp. Position
+    embeddings are resized to the model's. The classifier and the input channels of the first convolution are adapted by
+    timm.
 
     Raises:
         ValueError: The checkpoint belongs to another architecture; the message names a key.

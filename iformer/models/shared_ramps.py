@@ -1,27 +1,30 @@
 """One set of weights for the networks of all frequency ramps, of which every ramp uses a part.
 
-The paper sets its ramps by hand and names architecture search as the way out (its conclusion). Searching needs the accuracy
-of many ramps, too many to train each. As in AutoFormer (Chen et al., ICCV 2021), all of them are therefore trained at
-once, in one network whose weights are entangled: a ramp has no weights of its own, but takes slices of the largest ones.
+The paper sets its ramps by hand and names architecture search as the way out (its conclusion). A search needs the
+accuracy of many ramps, too many to train each. As in AutoFormer (Chen et al., ICCV 2021), all of them are therefore
+trained at once, in one network whose weights are entangled: a ramp has no weights of its own, but takes slices.
 
-How a ramp takes its slices follows from how the mixer takes its channels: convolution from the first, attention from the
-last, max-pooling those between them. **A weight belongs to the channels that it connects.** Whatever the ramp, channel c
-of a stage's map meets the same weights of the branch that it goes to:
+Which slices follows from how the mixer takes its channels: convolution the first ones, attention the last ones, and
+max-pooling those between. **A weight belongs to the channels that it connects.** Whatever the ramp, channel c of a
+stage's map meets the same weights in the branch that it goes to:
 
-- attention has the weights of all C channels; with h heads it uses those of the last h heads, each of which has the same
-  channels in every ramp;
-- convolution has the weights of the channels that it has without attention, and uses those of the first ones;
-- max-pooling, whose channels move with the ramp, has the weights of all C channels, and uses those of the channels that
-  the ramp gives it;
+- attention has the weights of all C channels; with h heads it uses those of the last h heads, each of which has the
+  same channels in every ramp;
+- convolution has the weights of the channels that it takes where there is no attention, and uses those of the first;
+- max-pooling, whose channels move with the ramp, has the weights of all C channels, and uses those of the channels
+  that the ramp gives it (a few, which convolution takes in every ramp, are never used);
 - fusion and projection have the weights of every output of each branch.
 
 Everything else (stem, position embeddings, normalisations, feed-forward networks, head) is the same in all ramps.
-AutoFormer differs in what it searches (width, depth, heads and hidden width, of which smaller ones take the first
-channels) and in that its attention heads do not change the network's width; here the width of a stage is fixed, and
-channels change between branches.
+
+AutoFormer searches the depth, the widths and the number of heads of a plain transformer, in which a smaller choice
+takes the first weights of a larger one, and trains one random choice in a step. Here a stage keeps its width and
+channels change between branches, so that slices must follow the channels; and a step trains several ramps, which
+together use all weights (:mod:`iformer.classification.shared_ramps`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -71,6 +74,7 @@ class SharedMixer(nn.Module):
         self.attn_fusion = depthwise_conv(dim)
         self.attn_proj = nn.Linear(dim, dim, bias=False)
         self.proj_bias = nn.Parameter(torch.zeros(dim))
+        self.names = tuple(name for name, _ in self.named_parameters())
 
     def train(self, mode: bool = True) -> "SharedMixer":
         """Set the mode of the plain mixers too, whose dropout depends on it."""
@@ -80,8 +84,9 @@ class SharedMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mixer = self.plain[self.heads]
-        weights = sliced(dict(self.named_parameters()), mixer.split_dims)
-        result: Tensor = functional_call(mixer, weights, (x,), strict=True)
+        # FSDP shows a module's parameters as attributes only.
+        weights = {name: attrgetter(name)(self) for name in self.names}
+        result: Tensor = functional_call(mixer, sliced(weights, mixer.split_dims), (x,), strict=True)
         return result
 
 
@@ -124,8 +129,8 @@ def share(build: Callable[..., InceptionTransformer]) -> InceptionTransformer:
     """Return a network whose mixers share their weights among all ramps; :func:`set_ramp` chooses one.
 
     Args:
-        build: A function that returns an :class:`InceptionTransformer` and takes its ``depths`` and ``attention_heads``.
-            The ramp in force at first is the one that it builds without them.
+        build: A function that returns an :class:`InceptionTransformer`, and takes its ``depths`` and
+            ``attention_heads``. The ramp in force at first is the one that it builds without them.
 
     Raises:
         ValueError: ``build`` builds another kind of network, or one that has one ramp only.

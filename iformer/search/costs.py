@@ -213,9 +213,7 @@ def measure(space: Space, ramps: Sequence[Ramp], engine: str) -> dict[str, float
                 _timed(configurations.runner(Configuration(str(folder), engine, "fp32", 1, height, width), threads))
             )
         seconds = rounds.in_rounds(turns, bar.track(range(ROUNDS), description="Measuring latencies"))
-    return {
-        str([*ramp]): round(1e3 * statistics.median(each), 4) for ramp, each in zip(ramps, seconds, strict=True)
-    }
+    return {str([*ramp]): round(1e3 * statistics.median(each), 4) for ramp, each in zip(ramps, seconds, strict=True)}
 
 
 def _timed(call: Callable[[], object]) -> Callable[[], list[float]]:
@@ -252,4 +250,3 @@ def _put_together(space: Space, costs: Mapping[tuple[int, ...], Mapping[str, flo
         for quantity, found in steps.items():
             found.append([each[quantity] - row[0][quantity] for each in row])
     return Costs(space, own, steps)
-

@@ -59,7 +59,14 @@ def _row(ramp: Mapping[str, Any], by_hand: bool) -> tuple[str, ...]:
     measured = [f"{ramp['measured_latency']:.3f}"] if "measured_latency" in ramp else []
     test = "" if ramp["test_accuracy"] is None else f"{100 * ramp['test_accuracy']:.2f}"
     heads = " ".join(map(str, ramp["attention_heads"]))
-    return (heads, f"{100 * ramp['validation_accuracy']:.2f}", test, *costs, *measured, "set by hand" if by_hand else "")
+    return (
+        heads,
+        f"{100 * ramp['validation_accuracy']:.2f}",
+        test,
+        *costs,
+        *measured,
+        "set by hand" if by_hand else "",
+    )
 
 
 def lines(results: Mapping[str, Any]) -> list[str]:

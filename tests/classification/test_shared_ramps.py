@@ -1,5 +1,6 @@
 """Training all ramps at once: what is drawn, resumption, and several processes."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from safetensors.torch import load_file
 
 from iformer.classification.data import ImageData
 from iformer.classification.shared_ramps import SharedRampsTask, draw
+from iformer.models.shared_ramps import is_shared
 from iformer.training import checkpoints
 from iformer.training.launcher import run
-from tests.training.test_distributed import FROZEN, TWO
 from tests.training.processes import start_ranks
+from tests.training.test_distributed import FROZEN, TWO
 from tests.training.tiny import MODEL, log_of, recipe
 
 TASK = {
@@ -82,6 +84,28 @@ def test_two_processes_train_to_the_weights_of_one(strategy: str | dict[str, Any
     for name, value in alone.items():
         if not name.endswith("qkv.bias"):  # of which the keys' part has no true gradient
             torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_recipe_of_imagenet_takes_steps_in_a_small_network(tmp_path: Path) -> None:
+    for split, name in itertools.product(("train", "val"), ("a", "b")):
+        (tmp_path / split / name).mkdir(parents=True)
+        for i in range(8):
+            Image.effect_noise((40, 40), 50).convert("RGB").save(tmp_path / split / name / f"{i}.png")
+    settings = {
+        "model.init_args.model_args": {**MODEL, "img_size": 32, "drop_path_rate": 0.2},
+        "model.init_args.num_classes": 2,
+        "data.init_args.root": tmp_path,
+        "data.init_args.image_size": 32,
+        "data.init_args.num_workers": 0,
+        "data.init_args.batch_size": 4,
+        "trainer.max_steps": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "bf16-mixed",
+        "trainer.enable_progress_bar": "false",
+        "trainer.default_root_dir": tmp_path / "run",
+    }
+    run("fit", ["--config=search/imagenet1k_small", *(f"--{key}={value}" for key, value in settings.items())])
+    assert is_shared(load_file(tmp_path / "run" / "model.safetensors"))
 
 
 def test_validation_images_are_kept_apart_though_there_is_a_validation_split(tmp_path: Path) -> None:

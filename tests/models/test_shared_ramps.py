@@ -38,7 +38,7 @@ def ramps_of(network: Any, count: int) -> list[tuple[int, ...]]:
 def test_every_ramp_computes_what_the_ordinary_network_does(arguments: dict[str, Any], training: bool) -> None:
     network = shared(**arguments)
     images = torch.randn(3, 3, 33, 32)
-    for ramp in ramps_of(network, 8):
+    for ramp in ramps_of(network, 4):
         ordinary = create("iformer_small", **{**SMALL, **arguments, "attention_heads": ramp})
         ordinary.load_state_dict(of_ramp(network.state_dict(), ordinary))
         set_ramp(network, ramp)
