@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from iformer.classification.task import PAPER, ClassificationTask
 from iformer.common.ranges import Count, NotNegative, ShareBelowOne, checked
@@ -69,7 +69,7 @@ class SharedRampsTask(ClassificationTask):
         self.ramps = ramps
         self.drawn: list[Ramp] = []
 
-    def build(self, pretrained: bool | str = False) -> nn.Module:
+    def build(self, pretrained: bool | str = False) -> Any:
         """Return a network like ``model`` with fresh weights, which all ramps share."""
         return share(partial(_built, self.network))
 

@@ -67,7 +67,7 @@ class Classifier(Task):
         self.num_classes, self.optimization = num_classes, optimization
         self.in_chans = (model_args or {}).get("in_chans", 3)
 
-    def build(self, pretrained: bool | str = False) -> nn.Module:
+    def build(self, pretrained: bool | str = False) -> Any:
         """Return a classifier like ``model``, with other weights: ``pretrained`` ones, or fresh ones."""
         return create(**self.network, pretrained=pretrained)
 

@@ -63,7 +63,7 @@ class Candidates:
         self.device = find_device(device)
         self.network = share(partial(ordinary, config))
         self.network.load_state_dict(state_dict)
-        self.network.to(self.device, memory_format=torch.channels_last)
+        self.network.to(self.device).to(memory_format=torch.channels_last)
         self.space = space_of(config)
         self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         self.seed = int(self.settings.get("seed_everything") or 0)

@@ -27,6 +27,7 @@ from iformer.search.costs import Costs, Space
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 POPULATION = 40
 """The number of candidates in a generation of NSGA-II."""
@@ -99,9 +100,7 @@ def _study(output: Path, settings: Mapping[str, Any], space: Space) -> Any:
     """
     file = output / JOURNAL
     with FileLock(output / LOCK), _quiet():
-        backend = optuna.storages.journal.JournalFileBackend(
-            str(file), lock_obj=optuna.storages.journal.JournalFileOpenLock(str(file))
-        )
+        backend = JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file)))
         study = optuna.create_study(
             study_name="ramps",
             storage=optuna.storages.JournalStorage(backend),
@@ -265,7 +264,7 @@ def _finish(
         raise ValueError(f"budget {texts}: no ramp within all of them was found; loosen one")
     front = pareto(points)
     shown = list(dict.fromkeys([own, *front]))
-    tests = judged.test_accuracies([*shown]) or [None] * len(shown)
+    tests: Sequence[float | None] = judged.test_accuracies([*shown]) or [None] * len(shown)
     latencies = costing.measure(judged.space, shown, settings["engine"]) if settings["engine"] else {}
     about = {
         ramp: {
