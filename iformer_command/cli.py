@@ -514,6 +514,51 @@ def compare(
         raise typer.Exit(2)
 
 
+@app.command()
+def search(
+    checkpoint: Annotated[
+        str, typer.Option(metavar="RUN", help="The folder of a run by a search recipe, such as search/cifar10.")
+    ],
+    data: Annotated[str, typer.Option(metavar="FOLDER", help="The images; default: those of the run's recipe.")] = "",
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIMIT",
+            help="macs<=15M, params<=0.95M, latency<=2ms, or macs<=1x of the hand-set ramp; may be repeated. The first "
+            "is the cost to weigh against.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="Where latency is measured: eager, fused, onnxruntime or openvino.")
+    ] = "openvino",
+    candidates: Annotated[int, typer.Option(min=2, help="Ramps to evaluate.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the search.")] = 0,
+    device: Annotated[str, typer.Option(help="Where ramps are evaluated: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for candidates, results and pages.")] = Path(
+        "runs/ramp_search"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Look for the best frequency ramps within a budget, among those that share the weights of a search run.
+
+    Run again after a kill, it goes on. Several processes with the same --output share the work.
+    """
+    from iformer.search import budgets, page
+    from iformer.search.search import search as look_for_ramps
+
+    limits = budgets.read(budget or [])
+    try:
+        results = look_for_ramps(checkpoint, data, limits, output, candidates, engine, device, seed)
+    except KeyboardInterrupt:
+        say("Nothing is lost: the same command goes on with what is missing.", file=sys.stderr)
+        raise
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        _print_table("The best ramps with shared weights", page.header(results), page.rows(results))
+        say("", *page.lines(results), f"Report: {output / 'search.html'}")
+
+
 def _print_table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     from rich.table import Table
     from rich.text import Text

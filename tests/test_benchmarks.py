@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import cifar10_sets, input_pipeline, many_files, page, prediction, scaling, tables, tasks
+from benchmarks import cifar10_sets, input_pipeline, many_files, page, prediction, ramp_search, scaling, tables, tasks
 from benchmarks.naive_iformer import NaiveIFormer
 from iformer.classification.data import ImageData
 from iformer.classification.label_lists import MultiLabelData
@@ -210,3 +210,30 @@ def test_thinned_classes_fall_exponentially(ten_classes: Path, tmp_path: Path) -
     counts = data.class_counts or []
     assert (counts[0], counts[-1], len(data._parts["test"][2])) == (40, 1, 40)
     assert counts == sorted(counts, reverse=True)
+
+
+def test_the_agreement_of_ranks_and_its_interval() -> None:
+    accuracies = [0.70, 0.72, 0.75, 0.77, 0.80, 0.81, 0.83, 0.85]
+    same = ramp_search.agreement(accuracies, [value + 0.1 for value in accuracies])
+    assert [same[name] for name in ("tau", "low", "high")] == pytest.approx([1, 1, 1])
+    assert ramp_search.agreement(accuracies, accuracies[::-1])["tau"] == pytest.approx(-1)
+    random = np.random.default_rng(0)
+    covered = 0
+    for seed in range(20):  # of no relation at all: most intervals hold zero
+        found = ramp_search.agreement(random.random(12).tolist(), random.random(12).tolist(), seed)
+        covered += found["low"] <= 0 <= found["high"]
+    assert covered >= 16
+
+
+def test_the_share_of_attention_in_the_best_ramps() -> None:
+    most = (2, 4, 6)
+    ramps = ramp_search.random_ramps(most, 100, 0)
+    assert ramps == ramp_search.random_ramps(most, 100, 0)
+    assert len(set(ramps)) == 100
+    rising = ramp_search.shares_of_best(ramps, [ramp[2] / 6 - ramp[0] / 2 for ramp in ramps], most)
+    assert rising["best"] == 5
+    assert rising["mean"][0] < 0.1
+    assert rising["mean"][2] > 0.8
+    assert 0 < rising["rise"][1] <= rising["rise"][0] <= rising["rise"][2]
+    by_chance = ramp_search.shares_of_best(ramps, np.random.default_rng(1).random(100).tolist(), most)
+    assert by_chance["rise"][1] < 0 < by_chance["rise"][2]

@@ -35,6 +35,7 @@ ELSEWHERE = "takes long, and has tests of its own"
 NOT_RUN = {
     "pip install .": "installs",
     'pip install ".[deploy]"': "installs",
+    'pip install ".[search]"': "installs",
     "benchmark_app -m iformer_small.xml -d CPU -hint none -nstreams 1 -nthreads 2 -infer_precision f32 -pc": (
         "comes with OpenVINO"
     ),
@@ -65,6 +66,10 @@ ONLY_PARSED = {
     "--data.init_args.root photos --data.init_args.val_split val --model.init_args.num_classes 4 "
     "--data.init_args.batch_size 16 --trainer.max_epochs 10": ELSEWHERE,
     "iformer compare --config cifar10 --variants variants.yaml": ELSEWHERE,
+    "iformer search --checkpoint RUN --budget 'macs<=15M'": ELSEWHERE,
+    "iformer search --checkpoint runs/search/cifar10 --data data/cifar10 --budget 'macs<=15M'": ELSEWHERE,
+    "iformer search --checkpoint runs/search/cifar10 --budget 'latency<=2ms' --budget 'macs<=15M' --engine openvino "
+    "--candidates 200 --output runs/ramp_search": ELSEWHERE,
     "iformer compare --config RECIPE --models NAME,NAME --seeds 3": ELSEWHERE,
     "iformer analyze photographs/ --model iformer_small --compare swin_tiny_patch4_window7_224": FETCHES,
     "iformer analyze YOUR_IMAGES --model iformer_small --untrained": FETCHES,
@@ -241,7 +246,8 @@ def execute(text: str, page: str, monkeypatch: pytest.MonkeyPatch) -> int:
     if words[0] == "make":
         return subprocess.run([*words, "--dry-run"], cwd=ROOT, check=False, capture_output=True).returncode
     if words[0].startswith("--"):  # a setting
-        recipe = {"docs/segmentation.md": "segmentation_folder", "docs/detection.md": "coco/tiny"}.get(page, "finetune")
+        own = {"docs/segmentation.md": "segmentation_folder", "docs/detection.md": "coco/tiny"}
+        recipe = {**own, "docs/search.md": "search/cifar10"}.get(page, "finetune")
         words = ["iformer", "fit", "--config", recipe, *words]
     if words[0] in ("srun", "torchrun"):  # what they start
         verb = next(number for number, word in enumerate(words) if word in ("fit", "predict"))

@@ -139,18 +139,20 @@ def _work(configuration: Configuration) -> tuple[Any, ...]:
     return tuple(getattr(configuration, name) for name in ("model", "task", "features", "height", "width"))
 
 
-@torch.no_grad()
 def multiply_adds(configuration: Configuration) -> int:
     """Return the multiply-adds of a model's matrix products and convolutions, including attention, for one image."""
-    counter = FlopCounterMode(display=False)
     height, width = configuration.height, configuration.width
     network = configurations.network(configuration)
-    images: Any = detectors.images_for(1, height, width)
-    if not detectors.is_detector(network):  # whose work depends on what they see
-        network, images = (
-            network.to("meta"),
-            torch.empty(1, configurations.channels(network), height, width, device="meta"),
-        )
+    if detectors.is_detector(network):  # whose work depends on what they see
+        return count_multiply_adds(network, detectors.images_for(1, height, width))
+    images = torch.empty(1, configurations.channels(network), height, width, device="meta")
+    return count_multiply_adds(network.to("meta"), images)
+
+
+@torch.no_grad()
+def count_multiply_adds(network: Any, images: Any) -> int:
+    """Return the multiply-adds of a network's matrix products and convolutions, including attention, for images."""
+    counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
         network(images)
     return int(counter.get_total_flops()) // 2

@@ -56,7 +56,8 @@ class ImageData(DataModule):
             Hugging Face dataset NAME (or a local folder).
         train_split: Name of the training split. For shards, a split that ``_info.json`` beside them describes, or the
             names of the shards and the number of samples, such as ``train-{0000..0127}.tar|1281167``.
-        val_split: Name of the validation split.
+        val_split: Name of the validation split. The name of the training split keeps the share of its images apart,
+            even if there is a validation split, for which ``test_split`` may then stand.
         test_split: Name of the test split.
         val_share: Share of the training images that is used for validation if there is no validation split.
         class_file: Text file with one class name per line, in the order of the labels. It is required for shards, which
@@ -94,6 +95,7 @@ class ImageData(DataModule):
 
     Attributes:
         divided: Whether the validation images are a share of the training images, once :meth:`setup` has been called.
+        has_test: Whether the test images are others than the validation images, once :meth:`setup` has been called.
 
     Raises:
         ValueError: An argument is out of range.
@@ -141,7 +143,7 @@ class ImageData(DataModule):
         self.save_hyperparameters(logger=False)
         self.settings = self.hparams
         self.class_names: tuple[str, ...] = ()
-        self.divided = False
+        self.divided = self.has_test = False
         self.batch_size = batch_size
         # For each kind of split: the reader, the labels of all its images, and the indices to use.
         self._parts: dict[str, tuple[Any, Any, list[int]]] = {}
@@ -192,11 +194,14 @@ class ImageData(DataModule):
         elif stage in (None, "fit"):
             there = ", ".join(available_splits(root, reader))
             raise ValueError(f"{root}: no training split ({' or '.join(SPLITS['train'])}), there are: {there}")
+        if names["val"] == names["train"]:
+            names["val"] = None
         for kind in ("val", "test"):
             if names[kind]:
                 self._open(kind, names[kind])
         if "val" not in self._parts and "train" in self._parts:
             self._keep_apart()
+        self.has_test = "test" in self._parts
         self._parts.setdefault("test", self._parts.get("val") or self._parts["test"])
 
     def _open(self, kind: str, name: str | None) -> None:

@@ -57,7 +57,7 @@ class Classifier(Task):
     ) -> None:
         super().__init__()
         self.network = network_config({"name": model, "num_classes": num_classes}, model_args)
-        self.model: Any = create(**self.network, pretrained=pretrained)
+        self.model: Any = self.build(pretrained)
         self.model.set_grad_checkpointing(grad_checkpointing)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
@@ -67,9 +67,9 @@ class Classifier(Task):
         self.num_classes, self.optimization = num_classes, optimization
         self.in_chans = (model_args or {}).get("in_chans", 3)
 
-    def build(self) -> nn.Module:
-        """Return a classifier like ``model``, without its weights."""
-        return create(**self.network)
+    def build(self, pretrained: bool | str = False) -> Any:
+        """Return a classifier like ``model``, with other weights: ``pretrained`` ones, or fresh ones."""
+        return create(**self.network, pretrained=pretrained)
 
     def setup(self, stage: str) -> None:
         """Compare the classes and channels of data and model, and group the parameters before they are sharded.
@@ -209,9 +209,13 @@ class ClassificationTask(Classifier):
             if len(labels) % 2:
                 raise ValueError(f"data.init_args.batch_size is {len(labels)}, but Mixup and CutMix need an even one")
             images, targets = self.mixup(images, labels)
-        loss = self._loss(self(images), targets) if self.teacher is None else self._taught(images, targets)
+        loss = self._training_loss(images, targets)
         self.log("loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
+
+    def _training_loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of images with their, possibly mixed, labels."""
+        return self._loss(self(images), targets) if self.teacher is None else self._taught(images, targets)
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy of labels ``(N,)`` or of the shares ``(N, K)`` of mixed images."""

@@ -45,7 +45,8 @@ def recompute(model: nn.Module) -> nn.Module:
     for block in model.modules():
         if isinstance(block, InceptionBlock):
             mixer, mlp = block.mixer, block.mlp
-            mixer.combine = partial(_recomputed, mixer, type(mixer).combine)  # type: ignore[method-assign]
+            if isinstance(mixer, InceptionMixer):  # one that shares its weights among ramps changes between passes
+                mixer.combine = partial(_recomputed, mixer, type(mixer).combine)  # type: ignore[method-assign]
             mlp.forward = partial(_feed_forward, mlp)  # type: ignore[method-assign]
     return model
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from iformer.common.files import written
 from iformer.models.inception_transformer import resize_pos_embed
+from iformer.models.shared_ramps import is_shared, of_ramp
 
 # Pairs of a pattern of released names and our name, applied in order. In the release, the blocks of stage N are called
 # blocksN, its position embedding pos_embedN, and the downsampling before it patch_embedN (the stem has no number).
@@ -67,8 +68,9 @@ def convert(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Adapt a state dict with released or our own keys to ``model``; timm calls it for pretrained weights.
 
-    Position embeddings are resized to the model's. The classifier and the input channels of the first convolution are
-    adapted by timm.
+    Of weights that all ramps share, see :mod:`iformer.models.shared_ramps`, the model gets those of its ramp. Position
+    embeddings are resized to the model's. The classifier and the input channels of the first convolution are adapted by
+    timm.
 
     Raises:
         ValueError: The checkpoint belongs to another architecture; the message names a key.
@@ -76,6 +78,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     state_dict = without_trainer(state_dict)
     if is_official(state_dict):
         state_dict = convert(state_dict)
+    if is_shared(state_dict):
+        state_dict = of_ramp(state_dict, model)
     expected = {key: value.shape for key, value in model.state_dict().items() if not key.startswith("head.")}
     adapted = {}
     for key, value in state_dict.items():

@@ -28,6 +28,7 @@ from iformer.common.files import replaced
 from iformer.models import config, locations, released
 from iformer.models.backbone import create
 from iformer.models.inception_transformer import InceptionTransformer
+from iformer.models.shared_ramps import is_shared, of_ramp
 
 OF_THE_RELEASE = ("tag", "license", "origin_url", "notes")
 """Keys of timm's configuration that describe the released weights, and not weights that a user has trained."""
@@ -243,6 +244,8 @@ def _classifier(folder: Path, settings: dict[str, Any], trained: bool) -> Any:
     model = create(checked.architecture, pretrained_cfg=about, **arguments)
     if trained:
         state_dict = _load_file(folder)
+        if is_shared(state_dict):
+            state_dict = of_ramp(state_dict, model)
         embedding = state_dict.get("stages.0.pos_embed")
         if isinstance(model, InceptionTransformer) and embedding is not None and embedding.ndim == 3:
             # Earlier versions saved the models for 384 pixels with position embeddings of that grid.
