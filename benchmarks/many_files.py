@@ -89,7 +89,7 @@ def section(results: dict[str, Any], folder: str) -> str:
     some = [*rows[:: max(1, len(rows) // 10)], rows[-1]]
     return f"""## Very many files
 
-`iformer predict -` with a trivially small model, {results["files"]:,} names on standard input, results to a file.
+`iformer predict` with a trivially small model, {results["files"]:,} names on standard input, results to a file.
 Resident memory grows by {results["growth_mib"]:.0f} MiB between the {results["settled"]:,}th name and the last.
 {results["machine"]}.
 
