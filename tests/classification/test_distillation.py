@@ -20,7 +20,7 @@ from iformer.models.backbone import create
 from iformer.training import checkpoints
 from iformer.training.launcher import run
 from tests.conftest import Command
-from tests.training.processes import start_ranks
+from tests.processes import start_ranks
 from tests.training.tiny import MODEL, log_of, recipe
 
 NAMES = [f"class {i}" for i in range(4)]

@@ -23,7 +23,7 @@ from iformer.models import saved
 from iformer.training import checkpoints
 from iformer.training.launcher import run
 from tests.conftest import Command
-from tests.training.processes import start_ranks
+from tests.processes import start_ranks
 from tests.training.test_class_weights import assert_same_run, resumed
 from tests.training.tiny import MODEL, recipe
 

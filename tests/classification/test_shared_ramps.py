@@ -15,7 +15,7 @@ from iformer.classification.shared_ramps import SharedRampsTask, draw
 from iformer.models.shared_ramps import is_shared
 from iformer.training import checkpoints
 from iformer.training.launcher import run
-from tests.training.processes import start_ranks
+from tests.processes import start_ranks
 from tests.training.test_distributed import FROZEN, TWO
 from tests.training.tiny import MODEL, log_of, recipe
 

@@ -14,7 +14,7 @@ from iformer.models import locations
 from iformer.training import checkpoints, recipes
 from iformer.training.launcher import run
 from tests.detection.conftest import MODEL
-from tests.training.processes import start_ranks
+from tests.processes import start_ranks
 
 NAMES = [name for name in recipes.names() if name.startswith("coco/")]
 LOSSES = ["loss", "loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"]

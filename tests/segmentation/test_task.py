@@ -21,8 +21,8 @@ from iformer.training import checkpoints
 from iformer.training.launcher import run
 from iformer.training.optimization import AdamWCosine
 from tests.conftest import Command
+from tests.processes import start_ranks
 from tests.segmentation.conftest import COLOURS, FOLDERS, NAMES, scene
-from tests.training.processes import start_ranks
 from tests.training.tiny import CPUSharding
 
 PALETTE = [[250, 0, 0], [0, 250, 0], [0, 0, 250]]

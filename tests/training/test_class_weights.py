@@ -20,7 +20,7 @@ from iformer.training.class_weights import weights_of
 from iformer.training.launcher import run
 from iformer.training.resumable import ResumableBatchSampler
 from tests.conftest import Command
-from tests.training.processes import start, start_ranks, wait_for
+from tests.processes import start, start_ranks, wait_for
 from tests.training.tiny import MODEL, log_of, recipe
 
 COUNTS = {"ant": 16, "bee": 6, "cat": 2}

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from iformer.training import checkpoints
 from iformer.training.launcher import run
-from tests.training.processes import start_ranks
+from tests.processes import start_ranks
 from tests.training.tiny import MODEL, log_of, recipe
 
 FROZEN = [{"class_path": "tests.training.tiny.FrozenBatchNorm"}]

@@ -14,7 +14,7 @@ from iformer.models.backbone import feature_maps
 from iformer.training import checkpoints, freezing
 from iformer.training.launcher import run
 from tests.conftest import Command
-from tests.training.processes import start_ranks
+from tests.processes import start_ranks
 from tests.training.tiny import log_of, recipe
 
 

@@ -6,8 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from iformer.training import checkpoints
 from iformer.training.callbacks import NonFiniteLossError
 from iformer.training.data import leave_signals_to_the_run
 from iformer.training.launcher import run
-from tests.training.processes import CONTEXT, start, wait_for
+from tests.processes import CONTEXT, exit_status, start, wait_for
 from tests.training.tiny import log_of, recipe
 
 
@@ -164,15 +162,16 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest
     assert step_of(checkpoints.newest(tmp_path / "run")) == 6
 
 
+def killed_while_writing(path: Path) -> None:
+    io = checkpoints.AtomicCheckpointIO()
+    io.save_checkpoint({"step": 1}, path)
+    checkpoints.torch.save = lambda data, file: (file.write(b"half"), file.flush(), os.kill(os.getpid(), 9))
+    io.save_checkpoint({"step": 2}, path)
+
+
 def test_kill_while_writing_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    script = (
-        "import os, sys; from iformer.training import checkpoints as c;"
-        "io = c.AtomicCheckpointIO(); path = sys.argv[1]; io.save_checkpoint({'step': 1}, path);"
-        "c.torch.save = lambda data, file: (file.write(b'half'), file.flush(), os.kill(os.getpid(), 9));"
-        "io.save_checkpoint({'step': 2}, path)"
-    )
     path = tmp_path / checkpoints.FOLDER / "step-1.ckpt"
-    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    assert exit_status(killed_while_writing, path) == -signal.SIGKILL
     assert torch.load(path) == {"step": 1}
     assert checkpoints.newest(tmp_path) == path
 

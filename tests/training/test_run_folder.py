@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from iformer.classification.task import ClassificationTask
 from iformer.training import checkpoints, run_folder
 from iformer.training.launcher import run
-from tests.training.processes import start, wait_for
+from tests.processes import start, wait_for
 from tests.training.tiny import log_of, recipe
 
 EVERY_STEP = {"trainer__log_every_n_steps": 1}
