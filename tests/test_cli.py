@@ -150,14 +150,14 @@ def test_ctrl_c_ends_any_verb_with_130() -> None:
         "import signal, sys; from iformer.paper import listing; from iformer_command import cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in the background is started without
         "presets = listing.presets\n"
-        "listing.presets = lambda: (print('measuring', file=sys.stderr, flush=True), presets())[1]\n"
+        "listing.presets = lambda: (print('measuring', file=sys.stderr, flush=True), presets(), signal.pause())\n"
         "cli.main()"
     )
     command = [sys.executable, "-c", measuring, "list", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr
         assert process.stderr.readline() == b"measuring\n"
-        process.send_signal(signal.SIGINT)  # seconds are ahead
+        process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, json.loads(out)) == (130, {"error": "interrupted"})
     assert b"Traceback" not in err
