@@ -68,6 +68,8 @@ def test_a_detector_in_its_engines(folders: dict[str, Path]) -> None:
     for configuration in combinations(
         [str(folders["detection"])], list(detectors.ENGINES), ["fp32", "bf16", "int8"], size=(64, 96)
     ):
+        if (configuration.engine, configuration.precision) == ("openvino", "bf16"):
+            continue  # the file of fp32, in which OpenVINO computes in another type
         assert configuration.precision in detectors.ENGINES[configuration.engine]
         (found,) = runner(configuration, 1)()  # type: ignore[misc]
         boxes, _, scores, masks = found.values() if isinstance(found, dict) else found
