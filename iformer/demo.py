@@ -161,14 +161,16 @@ def _probabilities(model: Model, images: Tensor) -> Tensor:
 
 
 def _report(output: Path, summary: dict[str, Any], figures: dict[str, tuple[str, Figure]]) -> None:
-    for name, (_, figure) in figures.items():
-        plotting.save_figure(figure, output / f"{name}.png", dpi=160)
+    files = {}
+    for name, (caption, figure) in figures.items():
+        files[caption] = output / f"{name}.png"
+        plotting.save_figure(figure, files[caption], dpi=160)
     pages.write_report(
         output / "report.html",
         title=f"{MODEL} on Fashion-MNIST: {summary['accuracy']:.2%} of {summary['test_images']:,} test images right",
         note="" if summary["completed"] else "The training was interrupted; these are the results of what it reached.",
         summary={key.replace("_", " "): _readable(value) for key, value in summary.items()},
-        figures=dict(figures.values()),
+        figures=files,
         usage=f"iformer predict IMAGE... --checkpoint {shlex.quote(str(output))}",
     )
 

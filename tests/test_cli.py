@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +77,21 @@ def test_a_mistake_is_one_line_and_one_document(arguments: str, iformer: Command
 
 
 def test_names_are_printed_whatever_they_hold_and_whatever_the_locale(trained: Path, images: Path) -> None:
-    for encoding in ("utf-8:strict", "ascii:strict"):
-        result = subprocess.run(
-            [*COMMAND, "predict", str(images), "--checkpoint", str(trained)],
-            capture_output=True,
-            env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": encoding},
-            check=True,
-        )
-        lines = result.stdout.decode("ascii").splitlines()
+    twice = (
+        "import sys; from iformer_command import cli\n"
+        "for encoding in ('utf-8', 'ascii'):\n"
+        "    sys.stdout.reconfigure(encoding=encoding, errors='strict')\n"
+        "    try: cli.main()\n"
+        "    except SystemExit as end: assert not end.code\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", twice, "predict", str(images), "--checkpoint", str(trained)],
+        capture_output=True,
+        env={**os.environ, "LC_ALL": "C"},
+        check=True,
+    )
+    printed = result.stdout.decode("ascii").splitlines()
+    for lines in (printed[:12], printed[12:]):
         assert {Path(line).name for line in lines[::4]} == {"a.png", r"caf\xe9.png", r"new\nline.png"}
         assert {line.partition("%  ")[2] for line in lines[1:4]} == {"[red]a[/", r"\x1b[2Jb", r"caf\xe9"}
 
@@ -140,8 +146,17 @@ def test_what_was_finished_before_ctrl_c_is_printed(
 
 
 def test_ctrl_c_ends_any_verb_with_130() -> None:
-    with subprocess.Popen([*COMMAND, "list", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        time.sleep(1.5)  # seconds of measuring are ahead
+    measuring = (
+        "import signal, sys; from iformer.paper import listing; from iformer_command import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in the background is started without
+        "presets = listing.presets\n"
+        "listing.presets = lambda: (print('measuring', file=sys.stderr, flush=True), presets(), signal.pause())\n"
+        "cli.main()"
+    )
+    command = [sys.executable, "-c", measuring, "list", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        assert process.stderr.readline() == b"measuring\n"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, json.loads(out)) == (130, {"error": "interrupted"})

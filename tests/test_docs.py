@@ -24,8 +24,8 @@ from iformer.segmentation.model import build
 from iformer.training import recipes
 from iformer_command import cli
 from tests.detection.conftest import CONFIG as DETECTOR
-from tests.networks import SCENES, SEGMENTERS
-from tests.training.tiny import MODEL as NARROW
+from tests.networks import NARROW, SCENES, SEGMENTERS
+from tests.training.tiny import MODEL
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
@@ -84,13 +84,16 @@ ONLY_PARSED = {
     "iformer benchmark --task detection --model iformer_small "
     "--model torchvision.models.detection:maskrcnn_resnet50_fpn --engines eager,fused --size 800 1066": "takes minutes",
 }
-# Where a document names a large model, or one that is fetched, and what takes its place. Other placeholders (IMAGE...,
-# RECIPE) stand as they are: they are the names of files in the folder where the commands run.
+# Where a document names a large model, one that is fetched, or much work, and what takes its place. Other placeholders
+# (IMAGE..., RECIPE) stand as they are: they are the names of files in the folder where the commands run.
 REPLACED = {
     "convert RELEASED.pth": "convert iformer_small.pth",  # whose name says which model it is
     "--model MODEL --engines eager,openvino": "--model MODEL --engines eager --size 32 32 --rounds 1",
-    "export iformer_small --format openvino": "export iformer_nano --format openvino --weights random",
-    "export iformer_small --format torch-export": "export iformer_nano --format torch-export",
+    "--checkpoint iformer_small.pth --target": "--checkpoint iformer_small.pth --limit 1 --target",
+    "--labelled data/cifar10/test": "--labelled data/cifar10/test --frequencies 4",
+    "export iformer_small --format openvino": "export test_resnet --format openvino --weights random",
+    "export iformer_small --format torch-export": "export test_resnet --format torch-export",
+    "--size 360 480": "--size 64 96",
     "pretrained=True)": 'pretrained=True, pretrained_cfg_overlay=dict(file="iformer_small.pth"))',
     "pretrained=True, features_only": 'pretrained=True, pretrained_cfg_overlay=dict(file="iformer_small.pth"), '
     "features_only",
@@ -156,7 +159,7 @@ def place(tmp_path: Path, scenes: Path, released_file: Path) -> Callable[[str, i
             photo.save(here / name)
         shutil.copytree(scenes / "images/val", here / "data/camvid/images/val")
         saved.save(
-            timm.create_model("iformer_nano", num_classes=2, in_chans=channels, img_size=32, **NARROW),
+            timm.create_model("iformer_nano", num_classes=2, in_chans=channels, img_size=32, **MODEL),
             here / "runs/cifar10",
             ["cat", "dog"],
             **{"input_size": (1, 32, 32), "mean": (0.3,), "std": (0.3,)} if channels == 1 else {},
@@ -187,7 +190,7 @@ def place(tmp_path: Path, scenes: Path, released_file: Path) -> Callable[[str, i
 
 
 def classifiers_recipe(here: Path) -> str:
-    task = {"num_classes": 2, "model_args": {**NARROW, "img_size": 32}}
+    task = {"num_classes": 2, "model_args": {**MODEL, "img_size": 32}}
     return settings("cifar10", task, {"root": str(here / "data/cifar10")})
 
 

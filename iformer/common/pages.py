@@ -5,7 +5,6 @@ Names in them are plain text, whatever characters they contain: for each of the 
 
 import base64
 import csv
-import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,15 +12,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from iformer.common.files import write_text, written
-from iformer.common.plotting import quiet_fonts
 from iformer_command.terminal import printable
 
 
 def write_report(
-    path: Path, title: str, summary: dict[str, Any], figures: dict[str, Figure], usage: str, note: str = ""
+    path: Path, title: str, summary: dict[str, Any], figures: dict[str, Path], usage: str, note: str = ""
 ) -> None:
     """Write a self-contained HTML page with a table of facts and some figures.
 
@@ -29,16 +26,13 @@ def write_report(
         path: The HTML file to write.
         title: The page's heading.
         summary: The names and values of the table at the top, in order.
-        figures: The figures by their captions.
+        figures: The figures by their captions: PNG files, which the page will hold.
         usage: A command that the reader can copy.
         note: A remark under the heading that the reader must not overlook.
     """
-    pictures = []
-    for caption, figure in figures.items():
-        buffer = io.BytesIO()
-        with quiet_fonts():
-            figure.savefig(buffer, format="png", dpi=160)
-        pictures.append({"caption": caption, "data": base64.b64encode(buffer.getvalue()).decode()})
+    pictures = [
+        {"caption": caption, "data": base64.b64encode(file.read_bytes()).decode()} for caption, file in figures.items()
+    ]
     write_page(path, "report.html.j2", title=title, note=note, summary=summary, pictures=pictures, usage=usage)
 
 

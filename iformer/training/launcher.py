@@ -114,9 +114,8 @@ class _CLI(LightningCLI):
     """LightningCLI with this project's defaults: the run's folder, loggers, callbacks, resumption and export."""
 
     def __init__(self, recipe: str, args: list[str], stack: contextlib.ExitStack) -> None:
-        self.recipe, self.stack = recipe, stack
+        self.recipe, self.verb, self.stack = recipe, args[0], stack
         self.found_lr: dict[str, Any] = {}
-        self.parsers: list[LightningArgumentParser] = []
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
@@ -133,23 +132,25 @@ class _CLI(LightningCLI):
                 "enable_model_summary": False,
                 "log_every_n_steps": 10,
             },
-            parser_kwargs={**strict, **dict.fromkeys(self.subcommands(), strict)},
+            parser_kwargs={**strict, self.verb: strict},
             args=args,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the verbs, with those arguments of their Trainer methods that the user cannot set."""
-        return {verb: arguments for verb, arguments in LightningCLI.subcommands().items() if verb != "predict"}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the verb, with those arguments of its Trainer method that the user cannot set.
+
+        Lightning makes a parser for each verb that this returns, which takes a third of a second.
+        """
+        return {self.verb: LightningCLI.subcommands()[self.verb]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the recipe's own sections and ``--resume``; Lightning calls this for each verb."""
-        self.parsers.append(parser)
+        """Add the recipe's own sections and ``--resume``."""
+        self.verb_parser = parser
         parser.add_lightning_class_args(checkpoints.RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(StopEarly, "early_stopping")
         parser.add_lightning_class_args(Freeze, "freeze")
         parser.add_argument("--resume", action="store_true", help="Take the newest checkpoint of the run's folder.")
-        if len(self.parsers) == 1:  # that of fit, the first verb
+        if self.verb == "fit":
             parser.add_argument("--find_lr", action="store_true", help="Suggest a learning rate, and do not train.")
 
     def _parse_ckpt_path(self) -> None:
@@ -168,14 +169,11 @@ class _CLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise ValueError(explain(str(error), list(self._parser_of(args[0]).get_defaults().keys()))) from error
+            raise ValueError(explain(str(error), list(self.verb_parser.get_defaults().keys()))) from error
         config = self.config[self.config.subcommand]
         require("seed_everything", config.seed_everything, bool | Annotated[int, Field(ge=0, lt=1 << 32)] | None)
         for name, kind in TRAINER.items():
             require(f"trainer.{name}", config.trainer[name], kind)
-
-    def _parser_of(self, verb: str) -> LightningArgumentParser:
-        return dict(zip(self.subcommands(), self.parsers, strict=True))[verb]
 
     def instantiate_classes(self) -> None:
         """Check the settings of model and data, and create the model, the datamodule and the trainer.
@@ -200,7 +198,7 @@ class _CLI(LightningCLI):
         config.trainer.default_root_dir = os.path.expanduser(config.trainer.default_root_dir)
         recipe = config.clone()
         recipe.pop("find_lr", None)  # which is no setting of a run, and which the other verbs do not know
-        self.settings = self._parser_of(self.subcommand).dump(recipe, skip_none=False)
+        self.settings = self.verb_parser.dump(recipe, skip_none=False)
         if config.resume or config.ckpt_path:  # the checkpoint has all weights, so that none are downloaded
             arguments = config.model.init_args
             for name in [name for name in vars(arguments) if name.startswith("pretrained")]:

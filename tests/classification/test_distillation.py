@@ -20,11 +20,11 @@ from iformer.models.backbone import create
 from iformer.training import checkpoints
 from iformer.training.launcher import run
 from tests.conftest import Command
-from tests.training.processes import start_ranks
+from tests.processes import start_ranks
 from tests.training.tiny import MODEL, log_of, recipe
 
 NAMES = [f"class {i}" for i in range(4)]
-WIDER: dict[str, Any] = {**MODEL, "dims": [12, 12, 12, 12]}
+WIDER: dict[str, Any] = {**MODEL, "dims": [12, 12]}
 EVERY_STEP = {"trainer__log_every_n_steps": 1}
 
 
@@ -55,7 +55,6 @@ def weights(folder: Path) -> dict[str, Tensor]:
     [
         ("soft", None),
         ("hard", None),
-        ("features", None),
         ("features", "lightning.pytorch.callbacks.EMAWeightAveraging"),
     ],
 )

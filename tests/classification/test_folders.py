@@ -1,10 +1,8 @@
 """``iformer fit FOLDER`` on class folders."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from iformer.models.saved import resolve
 from iformer.training import folders, survey
 from iformer.training.checkpoints import available
 from tests.conftest import Command
+from tests.processes import command, wait_for
 
 TINY = ("--device", "cpu", "--workers", "0", "--trainer.enable_progress_bar", "false")
 
@@ -70,13 +69,13 @@ def test_the_same_line_goes_on_after_ctrl_c(
     photos: Path, tmp_path: Path, iformer: Command, caplog: pytest.LogCaptureFixture
 ) -> None:
     line = ["fit", str(photos), "--output", str(tmp_path / "run"), "--epochs", "200", *TINY]
-    with subprocess.Popen([sys.executable, "-m", "iformer", *line], stderr=subprocess.PIPE, text=True) as process:
-        while not available(tmp_path / "run") and process.poll() is None:
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate()
-    assert process.returncode == 130
-    assert "the same command goes on with --resume" in err
+    process = command(tmp_path / "stderr", *line)
+    wait_for(lambda: available(tmp_path / "run"), process)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130
+    assert "the same command goes on with --resume" in (tmp_path / "stderr").read_text()
     status, _, err = iformer(*line)
     assert status == 2
     assert f"{tmp_path / 'run'}: holds checkpoints of an earlier run; go on with --resume" in err

@@ -15,7 +15,7 @@ from iformer.classification.shared_ramps import SharedRampsTask, draw
 from iformer.models.shared_ramps import is_shared
 from iformer.training import checkpoints
 from iformer.training.launcher import run
-from tests.training.processes import start_ranks
+from tests.processes import start_ranks
 from tests.training.test_distributed import FROZEN, TWO
 from tests.training.tiny import MODEL, log_of, recipe
 
@@ -24,7 +24,7 @@ TASK = {
     "trainer__log_every_n_steps": 1,
     "trainer__max_epochs": 3,
 }
-MOST = (2, 2, 2, 2)
+MOST = (2, 2)
 
 
 def test_two_ramps_are_complements_and_more_are_a_sandwich() -> None:
@@ -47,7 +47,7 @@ def test_a_step_costs_two_passes_of_the_batch(ramps: int) -> None:
     task._training_loss(images, torch.arange(30) % 4).backward()
     assert [len(part) for part in seen] == ramps * [60 // ramps]
     assert torch.equal(torch.cat(seen).long().bincount(), torch.full((30,), 2))
-    assert task.model.attention_heads == ((1,), (1,), (1,), (1,))  # evaluation takes its own ramp
+    assert task.model.attention_heads == ((1,), (1,))  # evaluation takes its own ramp
 
 
 def test_resumption_is_exact(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_two_processes_train_to_the_weights_of_one(strategy: str | dict[str, Any
     file = recipe(tmp_path, **samples_only, trainer__strategy=strategy)
     ranks = start_ranks(2, file, *TWO)
     for process in ranks:
-        process.join(120)
+        process.join()
     assert [process.exitcode for process in ranks] == [0, 0], file.with_name("stderr0").read_text()
     alone, together = (load_file(path / "run" / "model.safetensors") for path in (tmp_path / "alone", tmp_path))
     for name, value in alone.items():

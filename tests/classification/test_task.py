@@ -78,7 +78,7 @@ def test_layers_learn_the_faster_the_nearer_they_are_to_the_head() -> None:
     model = task().model
     groups = AdamWCosine(layer_decay=0.5).parameter_groups(model)
     scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
-    order = [model.stem.conv1.weight, model.stages[0].blocks[0].norm1.weight, model.stages[2].blocks[0].norm1.weight]
+    order = [model.stem.conv1.weight, model.stages[0].blocks[0].norm1.weight, model.stages[1].blocks[0].norm1.weight]
     scales = [scale[id(parameter)] for parameter in [*order, model.head.fc.weight]]
     assert scales == sorted(set(scales))
     assert scales[-1] == 1

@@ -3,29 +3,24 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from iformer.common.files import replaced
+from tests.processes import exit_status
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from iformer.common.files import replaced
-with replaced(Path(sys.argv[1])) as temporary:
-    (temporary / "model.onnx").write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
+
+def killed_while_writing(folder: Path) -> None:
+    with replaced(folder) as temporary:
+        (temporary / "model.onnx").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("old")
     (tmp_path / ".iformer-notes-of-mine").mkdir()
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert exit_status(killed_while_writing, tmp_path) == -signal.SIGKILL
     assert (tmp_path / "model.onnx").read_text() == "old"
     (left,) = {path.name for path in tmp_path.iterdir()} - {"model.onnx", ".iformer-notes-of-mine"}
     assert left.startswith(".iformer-")

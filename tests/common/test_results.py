@@ -2,9 +2,8 @@
 
 import csv
 import json
+import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from iformer.common import results
 from iformer.common.results import open_results
+from tests.processes import exit_status
 
 SCHEMA: dict[str, Any] = {"classes": [{"name": str, "probability": float}], "height": int}
 FORMATS = (".jsonl", ".csv", ".parquet")
@@ -54,18 +54,13 @@ def test_they_hold_what_was_written(suffix: str, tmp_path: Path, monkeypatch: py
     assert len(list(tmp_path.iterdir())) == 2
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from iformer.common import results
-from tests.common.test_results import ABOUT, SCHEMA, result
-results.PART = 4
-with results.open_results(Path(sys.argv[1]), SCHEMA, ABOUT) as opened:
-    for number in range(1000):
-        opened.write(result(number))
-        if number == int(sys.argv[2]):
-            os._exit(9)
-"""
+def killed_while_writing(file: Path, after: int) -> None:
+    results.PART = 4
+    with open_results(file, SCHEMA, ABOUT) as opened:
+        for number in range(1000):
+            opened.write(result(number))
+            if number == after:
+                os._exit(9)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -76,7 +71,7 @@ def test_a_killed_file_ends_as_one_that_was_not(
     monkeypatch.setattr(results, "PART", 4)
     whole, killed = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
     write(whole, 1000)
-    subprocess.run([sys.executable, "-c", KILLED, str(killed), str(killed_at)], check=False)
+    assert exit_status(killed_while_writing, killed, killed_at) == 9
     write(killed, 1000, resume=True)
     assert whole.read_bytes() == killed.read_bytes()
 

@@ -4,10 +4,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from iformer.training import checkpoints
 from tests.conftest import Command
 from tests.detection.conftest import MODEL as DETECTOR
 from tests.detection.conftest import coco, data_arguments  # noqa: F401
+from tests.processes import command, wait_for
 from tests.segmentation.conftest import FOLDERS, NAMES
 from tests.training.tiny import recipe
 
@@ -105,12 +103,6 @@ def test_the_last_evaluation_is_made_if_the_training_ends_without_one(tmp_path: 
     assert 0 <= result["value"] <= 1
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
 def locked(output: Path) -> bool:
     """Return whether a process holds a run's lock; one that ended while it started may leave the file, but no lock."""
     for file in output.glob("*/seed_*/run.lock"):
@@ -128,22 +120,23 @@ def test_killed_interrupted_and_failing(whole: Path, tmp_path: Path, iformer: Co
     slow = {"trainer__callbacks": [{"class_path": "tests.comparison.slow.Slow"}]}
     settings = {"good": {}, "broken": {"data.init_args.broken_batch": 1}}
     output = tmp_path / "out"
-    arguments = ["compare", "--config", recipe(tmp_path, **CHANGES, **slow), "--seeds", 1, "--jobs", 2]
+    arguments = ["compare", "--config", recipe(tmp_path, **CHANGES, **slow), "--seeds", 1]
     arguments += ["--variants", write_variants(tmp_path, settings), "--output", output, "--json"]
     keep_latencies(output, "good")
-    begin = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from iformer_command import cli"
-    command = [sys.executable, "-c", f"{begin}; cli.main()", *map(str, arguments)]
+    (tmp_path / "slow").touch()
     reached: tuple[Path, ...] = ()
     for signal_sent in (signal.SIGINT, signal.SIGKILL):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = command(tmp_path / "stderr", *arguments)  # one run at a time
         good = output / "good" / "seed_0"
-        wait_until(lambda good=good, reached=reached: checkpoints.available(good)[:1] > list(reached), process)  # type: ignore[misc]
-        process.send_signal(signal_sent)
-        out, err = process.communicate(timeout=240)
+        wait_for(lambda good=good, reached=reached: checkpoints.available(good)[:1] > list(reached), process)  # type: ignore[misc]
+        assert process.pid is not None
+        os.kill(process.pid, signal_sent)
+        process.join()
         if signal_sent == signal.SIGINT:
-            assert process.returncode == 130, err
+            err = (tmp_path / "stderr").read_text()
+            assert process.exitcode == 130, err
             assert "the same command goes on" in err
-            assert json.loads(out) == {"error": "interrupted"}
+            assert "iformer: interrupted" in err
             assert not locked(output)
         deadline = time.monotonic() + 120
         while locked(output) and time.monotonic() < deadline:  # the runs notice it and save
@@ -152,7 +145,8 @@ def test_killed_interrupted_and_failing(whole: Path, tmp_path: Path, iformer: Co
         reached = tuple(checkpoints.available(good)[:1])
         assert reached
         assert "Ended by SIGTERM" in (good / runs.LOG).read_text()
-    status, out, err = iformer(*arguments)
+    (tmp_path / "slow").unlink()
+    status, out, err = iformer(*arguments, "--jobs", 2)
     assert status == 2
     (failed,) = json.loads(out)["failed"]
     assert failed["variant"] == "broken"

@@ -1,4 +1,7 @@
-"""``iformer predict`` on an exported file of any task finds what the model finds that it was exported from."""
+"""``iformer predict`` on an exported file finds what the model finds that it was exported from.
+
+So do the files of detectors, see tests/detection/test_predict.py.
+"""
 
 import json
 import shutil
@@ -16,29 +19,25 @@ from PIL import Image
 
 from iformer.deployment import engines
 from iformer.deployment.export import export
-from iformer.detection.model import build as build_detector
 from iformer.models import saved
 from iformer.segmentation.model import build as build_segmenter
 from tests.conftest import Command
-from tests.detection.conftest import CONFIG
 from tests.networks import SCENES, SEGMENTERS, draw
 from tests.training.tiny import MODEL as NARROW
 
-FORMATS = {"classifier": list(engines.FORMATS), "segmenter": list(engines.FORMATS), "detector": ["onnx", "openvino"]}
-ALL = [(task, kind) for task, kinds in FORMATS.items() for kind in kinds]
+FILES = [(kind, False) for kind in engines.FORMATS] + [("torch-export", True)]
+"""Formats, and whether the file takes any size; what dynamic files of the other formats compute is seen elsewhere."""
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a model of each task, and of five pictures in ``photos``, the first three of one size."""
+    """A folder of a classifier, a segmenter, and of five pictures in ``photos``, the first three of one size."""
     root = tmp_path_factory.mktemp("trained")
     torch.manual_seed(0)
     nano = draw(timm.create_model("iformer_nano", num_classes=3, img_size=32, **NARROW))
     saved.save(nano, root / "classifier", ["cat", "dog", "frog"], input_size=(3, 32, 32), crop_pct=0.9)
     segmenter = {**SCENES, "network": SEGMENTERS["semantic_fpn"], "crop": (48, 64), "flip_test": True}
     saved.save_assembled(draw(build_segmenter(**segmenter["network"])), root / "segmenter", "segmentation", segmenter)
-    detector = {**CONFIG, "network": {**CONFIG["network"], "box_score_thresh": 0.25}}
-    saved.save_assembled(build_detector(**detector["network"]), root / "detector", "detection", detector)
     (root / "photos").mkdir()
     random = np.random.default_rng(0)
     for index, size in enumerate([(64, 48)] * 3 + [(70, 52), (90, 40)]):
@@ -70,8 +69,7 @@ def predicted(iformer: Command, model: Path, photos: Any, folder: Path) -> Any:
     return json.loads(out)
 
 
-@pytest.mark.parametrize("kind", FORMATS["classifier"])
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("kind", "dynamic"), FILES)
 def test_a_classifier(
     kind: str, dynamic: bool, trained: Path, exported: Exported, tmp_path: Path, iformer: Command
 ) -> None:
@@ -84,8 +82,7 @@ def test_a_classifier(
         assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-3)
 
 
-@pytest.mark.parametrize("kind", FORMATS["segmenter"])
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("kind", "dynamic"), [file for file in FILES if file != ("torch-export", False)])
 def test_a_segmenter(
     kind: str, dynamic: bool, trained: Path, exported: Exported, tmp_path: Path, iformer: Command
 ) -> None:
@@ -98,20 +95,6 @@ def test_a_segmenter(
             assert one.size == other.size
             same = (np.asarray(one) == np.asarray(other)).mean()
             assert same > (0.999 if dynamic or one.size == (64, 48) else 0.5)  # others are resized to the file's size
-
-
-@pytest.mark.parametrize("kind", FORMATS["detector"])
-def test_a_detector(kind: str, trained: Path, exported: Exported, tmp_path: Path, iformer: Command) -> None:
-    photos = sorted((trained / "photos").iterdir())
-    expected = predicted(iformer, trained / "detector", photos, tmp_path)
-    found = predicted(iformer, exported("detector", kind), photos, tmp_path)
-    assert found["categories"] == expected["categories"]
-    assert len(found["annotations"]) == len(expected["annotations"]) > 5
-    for one, other in zip(expected["annotations"], found["annotations"], strict=True):
-        assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
-        assert one["score"] == pytest.approx(other["score"], abs=1e-3)
-        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.1)
-        assert one["area"] == pytest.approx(other["area"], rel=0.02, abs=4)
 
 
 @pytest.mark.parametrize(

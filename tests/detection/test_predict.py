@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from iformer.benchmark import memory
 from iformer.deployment import detectors, engines
 from iformer.detection.masks import from_run_lengths, pasted, run_lengths
 from iformer.detection.model import Detector, build
@@ -23,6 +24,7 @@ from iformer.models import saved
 from iformer.models.prediction import Options, predictions, predictor
 from tests.conftest import Command
 from tests.detection.conftest import CONFIG
+from tests.processes import exit_status
 
 
 @pytest.fixture(scope="module")
@@ -220,14 +222,25 @@ def test_exported_detector_runs_without_this_package(
     if "masks" in expected:
         assert found["masks"] == [[*expected["labels"].shape, 1, 28, 28]]  # each inside its box
     assert set(found["names"]) <= set(CONFIG["class_names"])
-    picture = [coco / "images" / "12.png", "--output", tmp_path / "out", "--json"]
+    assert_same_objects(folder, tmp_path / "detector.onnx", coco, tmp_path, iformer)
+
+
+def assert_same_objects(folder: Path, file: Path, coco: Path, tmp_path: Path, iformer: Command) -> None:
+    """``iformer predict`` finds the same with a detector and with a file that was exported from it."""
+    images = [coco / "images" / "11.png", coco / "images" / "12.png"]
     documents = []
-    for model in (folder, tmp_path / "detector.onnx"):
-        status, out, _ = iformer("predict", *picture, "--model", model)
+    for model in (folder, file):
+        status, out, _ = iformer("predict", *images, "--output", tmp_path / "out", "--json", "--model", model)
         assert status == 0
-        documents.append(json.loads(out)["annotations"])
-    assert [set(item) for item in documents[1]] == [set(item) for item in documents[0]]
-    assert [item["category_id"] for item in documents[1]] == [item["category_id"] for item in documents[0]]
+        documents.append(json.loads(out))
+    assert documents[0]["categories"] == documents[1]["categories"]
+    assert len(documents[0]["annotations"]) > 5
+    for one, other in zip(*(document["annotations"] for document in documents), strict=True):
+        assert set(one) == set(other)
+        assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
+        assert one["score"] == pytest.approx(other["score"], abs=1e-3)
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.1)
+        assert one["area"] == pytest.approx(other["area"], rel=0.02, abs=4)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +286,7 @@ def test_precision_and_ap_before_and_after(
     if precision == "fp32":
         assert told["same_objects"] == 1
         assert after == pytest.approx(eager, abs=1e-3)
+        assert_same_objects(trained, file, coco, tmp_path, iformer)
     (found,) = saved.resolve(file).network([torch.rand(3, 50, 70)])
     assert found["boxes"].shape == (len(found["scores"]), 4)
 
@@ -309,29 +323,24 @@ def test_masks_pasted_one_at_a_time_are_those_that_are_pasted_at_once(trained: P
             assert torch.equal(from_run_lengths(run_lengths(mask)), mask)
 
 
-PEAK = """
-import sys
-from pathlib import Path
-from iformer.benchmark.memory import highest
-from iformer.models.prediction import Options, predictions, predictor
-from iformer.models.saved import resolve
-model = resolve(sys.argv[1])
-model.network.roi_heads.score_thresh, model.network.roi_heads.nms_thresh = 0.0, 1.0
-model.network.rpn.nms_thresh = 1.0
-model.network.roi_heads.detections_per_img = int(sys.argv[3])
-options = Options(threshold=0.0, output=Path(sys.argv[2]).parent / "out")
-(result,) = predictions(model, predictor(model, options), [Path(sys.argv[2])])
-print(len(result["objects"]), int(highest()))
-"""
+def measure_peak(folder: Path, image: Path, most: int, answer: Path) -> None:
+    """Write how many objects are found, of so many at most, and the highest memory in MiB of finding them."""
+    model = saved.resolve(folder)
+    heads = model.network.roi_heads
+    heads.score_thresh, heads.nms_thresh, model.network.rpn.nms_thresh = 0.0, 1.0, 1.0
+    heads.detections_per_img = most
+    memory.forget()
+    (result,) = predictions(model, predictor(model, Options(threshold=0.0, output=answer.parent / "out")), [image])
+    answer.write_text(f"{len(result['objects'])} {memory.highest():.0f}")
 
 
 def test_memory_does_not_grow_with_the_number_of_objects(trained: Path, tmp_path: Path) -> None:
     Image.effect_noise((1200, 900), 60).convert("RGB").save(tmp_path / "large.jpg")
     peaks = []
-    for most in ("1", "100"):
-        ran = [sys.executable, "-c", PEAK, trained, tmp_path / "large.jpg", most]
-        objects, peak = subprocess.run(ran, capture_output=True, text=True, check=True).stdout.split()
-        assert int(objects) > int(most) / 2
+    for most in (1, 100):
+        assert exit_status(measure_peak, trained, tmp_path / "large.jpg", most, tmp_path / "answer") == 0
+        objects, peak = (tmp_path / "answer").read_text().split()
+        assert int(objects) > most / 2
         peaks.append(int(peak))
     assert peaks[1] - peaks[0] < 60  # MiB; a hundred masks of a byte a pixel would be 103
 

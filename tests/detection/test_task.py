@@ -14,7 +14,7 @@ from iformer.models import locations
 from iformer.training import checkpoints, recipes
 from iformer.training.launcher import run
 from tests.detection.conftest import MODEL
-from tests.training.processes import start_ranks
+from tests.processes import start_ranks
 
 NAMES = [name for name in recipes.names() if name.startswith("coco/")]
 LOSSES = ["loss", "loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"]
@@ -122,7 +122,7 @@ def test_two_processes_train_and_evaluate_images_of_an_odd_number(recipe: Path, 
     arguments += ["--data.init_args.limit=5", "--data.init_args.eval_batch_size=1", "--trainer.max_epochs=1"]
     ranks = start_ranks(2, recipe, *arguments)
     for process in ranks:
-        process.join(300)
+        process.join()
     assert [process.exitcode for process in ranks] == [0, 0], (tmp_path / "stderr0").read_text()
     one = ["--data.init_args.limit=5", f"--ckpt_path={checkpoints.newest(tmp_path / 'run')}", "--verbose=false"]
     alone = run("validate", ["--config", str(recipe), *one])["metrics"]

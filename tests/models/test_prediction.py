@@ -2,11 +2,10 @@
 
 import io
 import json
+import os
 import signal
-import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ from PIL import Image
 from iformer.common.images import stream_images
 from iformer.models import prediction, saved
 from iformer.models.prediction import Options, find_device, predictions, predictor, usual_batch
+from iformer_command import cli
 from tests.conftest import Command
+from tests.processes import command, environments, exit_status, wait_for
 
 
 @pytest.fixture
@@ -98,11 +99,12 @@ def test_processes_share_the_images(trained: Path, images: Path, tmp_path: Path)
     with tarfile.open(tmp_path / "shard.tar", "w") as archive:
         for file in sorted(images.rglob("*.png"))[:3]:
             archive.add(file, file.name)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "iformer"]
     places = [str(images), str(tmp_path / "shard.tar")]
-    arguments = ["predict", *places, "--model", str(trained), "--output", str(tmp_path / "results.parquet")]
-    done = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    arguments = ["predict", *places, "--model", trained, "--output", tmp_path / "results.parquet"]
+    ranks = [command(tmp_path / f"stderr{told['RANK']}", *arguments, **told) for told in environments(2)]
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == [0, 0], (tmp_path / "stderr0").read_text()
     parts = [tmp_path / f"results-0000{rank}-of-00002.parquet" for rank in range(2)]
     found = [pq.read_table(part).to_pylist() for part in parts]
     assert [[row["image"] for row in rows] for rows in found] == [
@@ -144,6 +146,20 @@ def test_names_and_weights_are_enough(iformer: Command, images: Path, tmp_path: 
     assert {entry["name"] for entry in json.loads(out)[0]["classes"]} <= {f"class {i}" for i in range(10)}
 
 
+def killed_in_the_middle(*arguments: str) -> None:
+    """``iformer ARGUMENTS``, killed before the eighth result."""
+
+    def killed(*given: Any) -> Any:
+        for number, result in enumerate(predictions(*given)):
+            if number == 7:
+                os._exit(9)
+            yield result
+
+    prediction.predictions = killed  # type: ignore[assignment]
+    sys.argv = ["iformer", *arguments]
+    cli.main()
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_results_of_a_killed_run_are_completed(
     suffix: str, iformer: Command, trained: Path, images: Path, tmp_path: Path
@@ -153,17 +169,8 @@ def test_results_of_a_killed_run_are_completed(
     assert status == 0
     assert "13 images, 1 of them unreadable" in out
     assert err.count("bad.jpg: not an image") == 1
-    script = (
-        "import os, sys; from iformer.models import prediction; from iformer_command import cli\n"
-        "predictions = prediction.predictions\n"
-        "def killed(*arguments):\n"
-        "    for number, result in enumerate(predictions(*arguments)):\n"
-        "        if number == 7: os._exit(9)\n"
-        "        yield result\n"
-        "prediction.predictions = killed; cli.main()"
-    )
     arguments = ["predict", str(images), "--model", str(trained), "--output", str(killed)]
-    assert subprocess.run([sys.executable, "-c", script, *arguments], check=False, capture_output=True).returncode == 9
+    assert exit_status(killed_in_the_middle, *arguments) == 9
     status, out, _ = iformer(*arguments, "--resume")
     assert status == 0
     assert whole.read_bytes() == killed.read_bytes()
@@ -173,22 +180,20 @@ def test_results_of_a_killed_run_are_completed(
 
 
 def test_ctrl_c_keeps_the_results(trained: Path, images: Path, tmp_path: Path) -> None:
-    listed = tmp_path / "list"
-    listed.write_text("\n".join(map(str, sorted(images.rglob("*.png")))) + "\n")
-    file = tmp_path / "results.jsonl"
-    command = [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-               "from iformer_command import cli; cli.main()"]  # fmt: skip
-    arguments = ["predict", "-", "--model", str(trained), "--output", str(file), "--batch-size", "1"]
-    with subprocess.Popen([*command, *arguments], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdin
-        process.stdin.write(listed.read_bytes())
-        process.stdin.flush()
-        time.sleep(12)  # it has predicted them and waits for more
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate()
-    assert process.returncode == 130
-    assert b"Traceback" not in err
-    assert 0 < len(file.read_text().splitlines()) <= 12
+    names, file, errors = tmp_path / "names", tmp_path / "results.jsonl", tmp_path / "stderr"
+    os.mkfifo(names)
+    arguments = ["predict", "-", "--model", trained, "--output", file, "--batch-size", 1, "--workers", 0]
+    process = command(errors, *arguments, standard_input=names)
+    with names.open("w") as opened:
+        opened.write("\n".join(map(str, sorted(images.rglob("*.png")))) + f"\n{tmp_path / 'last'}\n")
+        opened.flush()
+        wait_for(lambda: "last: no such file" in errors.read_text(), process)  # it waits for more
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        process.join()
+    assert process.exitcode == 130
+    assert "Traceback" not in errors.read_text()
+    assert len(file.read_text().splitlines()) == 13
 
 
 def test_results_go_where_the_name_says(iformer: Command, trained: Path, images: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from iformer.models.presets import PRESETS
 
+NETWORKS = [name for name in PRESETS if not name.endswith("_384")]  # those for 384 pixels are the same networks
 RELEASED = [f"iformer_{size}{suffix}" for suffix in ("", "_384") for size in ("small", "base", "large")]
 
 
@@ -86,8 +87,15 @@ def test_configuration_fits_the_model(name: str) -> None:
         assert [tuple(map_.shape[2:]) for map_ in stages] == grids
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_runs_forwards(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in NETWORKS])
+def test_presets_for_384_pixels_are_the_same_networks(name: str) -> None:
+    assert repr(timm.create_model(name, device="meta")) == repr(
+        timm.create_model(name.removesuffix("_384"), device="meta")
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_runs_forwards_and_backwards(name: str) -> None:
     model = timm.create_model(name).eval()
     images = torch.randn(1, *model.default_cfg["min_input_size"])
     with torch.no_grad():
@@ -97,11 +105,9 @@ def test_runs_forwards(name: str) -> None:
         model.set_grad_checkpointing()
         torch.testing.assert_close(model(images), y, rtol=1e-4, atol=1e-5)
 
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_runs_backwards(name: str) -> None:
-    model = timm.create_model(name, num_classes=42).train()
-    y = model(torch.randn(2, *model.default_cfg["min_input_size"]))
+    model.reset_classifier(42)
+    model.set_grad_checkpointing(False)
+    y = model.train()(torch.randn(2, *model.default_cfg["min_input_size"]))
     assert y.shape == (2, 42)
     y.mean().backward()
     assert torch.isfinite(y).all()

@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import multiprocessing
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from iformer.search import budgets, search
 from iformer.search import costs as costing
 from iformer.search.candidates import Candidates
 from iformer.search.costs import Costs, counts, space_of
-from iformer_command import cli
 from tests.conftest import Command
+from tests.processes import command
 from tests.search.conftest import NETWORK
 
 RAMPS = [list(ramp) for ramp in itertools.product(range(3), range(3), range(4), range(4))]
@@ -116,24 +114,16 @@ def test_an_accuracy_does_not_depend_on_what_was_evaluated_before(search_run: Pa
     assert [there.accuracy(ramp) for ramp in ramps] == [back.accuracy(ramp) for ramp in ramps[::-1]][::-1]
 
 
-def look(arguments: list[str]) -> None:
-    sys.argv = ["iformer", *arguments]
-    cli.main()
-
-
 def test_two_processes_share_one_search(search_run: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["iformer.search.search"])
-    arguments = ["search", "--checkpoint", str(search_run), "--output", str(tmp_path), "--candidates", "14"]
-    processes = [context.Process(target=look, args=(arguments,)) for _ in range(2)]
+    output = tmp_path / "out"
+    arguments = ["search", "--checkpoint", search_run, "--output", output, "--candidates", 14]
+    processes = [command(tmp_path / f"stderr{number}", *arguments) for number in range(2)]
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
-    found = json.loads((tmp_path / "search.json").read_text())
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0], (tmp_path / "stderr0").read_text()
+    found = json.loads((output / "search.json").read_text())
     assert 14 <= len(found["evaluated"]) <= 15  # both may have had one in hand
-    owners = {json.loads(line)["worker_id"] for line in (tmp_path / search.JOURNAL).read_text().splitlines()}
+    owners = {json.loads(line)["worker_id"] for line in (output / search.JOURNAL).read_text().splitlines()}
     assert len(owners) == 2
 
 

@@ -49,9 +49,7 @@ def check(file: Path, folder: Path, *shapes: tuple[int, ...]) -> None:
             torch.testing.assert_close(run(images), model(images), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "kind"), [("semantic_fpn", "openvino"), ("semantic_fpn", "torch-export"), ("upernet", "onnx")]
-)
+@pytest.mark.parametrize(("architecture", "kind"), [("semantic_fpn", "torch-export"), ("upernet", "onnx")])
 def test_every_format(architecture: str, kind: str, trained: Path, tmp_path: Path, iformer: Command) -> None:
     file = tmp_path / f"file{engines.FORMATS[kind]}"
     options = ["--format", kind, "--output", file, "--images", trained / "photos"]
@@ -62,11 +60,14 @@ def test_every_format(architecture: str, kind: str, trained: Path, tmp_path: Pat
     check(file, trained / architecture, (1, 3, *SIZE))
 
 
-@pytest.mark.parametrize(("architecture", "kind"), [("semantic_fpn", "onnx"), ("semantic_fpn", "openvino")])
-def test_any_size(architecture: str, kind: str, trained: Path, tmp_path: Path, iformer: Command) -> None:
-    file = tmp_path / f"file{engines.FORMATS[kind]}"
-    assert not iformer("export", trained / architecture, "--format", kind, "--output", file, "--dynamic")[0]
-    check(file, trained / architecture, (1, 3, *SIZE), (2, 3, 51, 97), (1, 3, 32, 32))  # last a map of a single pixel
+ANY_SIZE = (1, 3, *SIZE), (2, 3, 51, 97), (1, 3, 32, 32)  # the last has a map of a single pixel
+
+
+def test_any_size(trained: Path, tmp_path: Path, iformer: Command) -> None:
+    """In ONNX; in OpenVINO see below."""
+    file = tmp_path / "file.onnx"
+    assert not iformer("export", trained / "semantic_fpn", "--format", "onnx", "--output", file, "--dynamic")[0]
+    check(file, trained / "semantic_fpn", *ANY_SIZE)
 
 
 def test_a_coarsest_map_of_one_pixel(trained: Path, tmp_path: Path, iformer: Command) -> None:
@@ -116,6 +117,7 @@ def test_miou_before_and_after(dynamic: bool, trained: Path, scenes: Path, tmp_p
     assert accuracy["images"] == 3
     assert accuracy["file"]["miou"] == pytest.approx(accuracy["eager"]["miou"], abs=1e-3)
     if dynamic:
+        check(tmp_path / "file.xml", folder, *ANY_SIZE)
         results = segment(folder, sorted((scenes / "images/val").iterdir()), tmp_path)
         assert accuracy["eager"]["miou"] == pytest.approx(miou(results, scenes / "labels/val"), abs=1e-6)
 

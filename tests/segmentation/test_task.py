@@ -21,8 +21,8 @@ from iformer.training import checkpoints
 from iformer.training.launcher import run
 from iformer.training.optimization import AdamWCosine
 from tests.conftest import Command
+from tests.processes import start_ranks
 from tests.segmentation.conftest import COLOURS, FOLDERS, NAMES, scene
-from tests.training.processes import start_ranks
 from tests.training.tiny import CPUSharding
 
 PALETTE = [[250, 0, 0], [0, 250, 0], [0, 0, 250]]
@@ -135,7 +135,7 @@ def test_two_processes_count_the_pixels_of_one(scenes: Path, tmp_path: Path) -> 
     file = recipe(scenes, tmp_path / "two", **still)
     ranks = start_ranks(2, file, "--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=1")
     for process in ranks:
-        process.join(120)
+        process.join()
     assert [process.exitcode for process in ranks] == [0, 0], (tmp_path / "two/stderr0").read_text()
     for name in ("val_miou", "val_mean_accuracy", "val_pixel_accuracy"):
         assert metrics(tmp_path / "two", name) == metrics(tmp_path / "alone", name)

@@ -7,9 +7,11 @@ import pytest
 
 from iformer.comparison import worker
 from iformer.comparison.statistics import differences
+from tests.detection.conftest import BACKBONE
 from tests.training.tiny import recipe
 
 TRIES, SEEDS = 10, 3
+FOUR_STAGES = {**BACKBONE, "drop_path_rate": 0.3, "drop_rate": 0.1}  # which learn what the tiny network does not
 
 
 @pytest.mark.soak
@@ -21,6 +23,7 @@ def test_a_variant_beside_itself_and_beside_a_crippled_one(tmp_path: Path) -> No
         (tmp_path / name).mkdir(exist_ok=True)
         file = recipe(
             tmp_path / name,
+            model__init_args__model_args=FOUR_STAGES,
             model__init_args__optimization={**optimization, "lr": lr, "min_lr": lr, "warmup_lr": lr},
             model__init_args__mixup=0.0,
             model__init_args__cutmix=0.0,

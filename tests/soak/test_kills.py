@@ -12,7 +12,7 @@ from lightning import Callback
 from safetensors.torch import load_file
 
 from iformer.training import checkpoints
-from tests.training.processes import start, wait_for
+from tests.processes import start, wait_for
 from tests.training.tiny import log_of, recipe
 
 KILLS = 50

@@ -11,6 +11,7 @@ from iformer.models import saved
 from iformer.models.backbone import create
 from iformer.training.launcher import run
 from tests.detection.conftest import MODEL as DETECTOR
+from tests.networks import NARROW
 from tests.soak.recipes import alike, data_changes, settings, task
 from tests.training.tiny import MODEL
 
@@ -37,7 +38,7 @@ def tiny_network(name: str) -> list[str]:
             widths = (
                 {"channels": 8} if recipe.get("architecture") == "upernet" else {"neck_channels": 8, "head_channels": 8}
             )
-            changed, key = {**arguments, **MODEL, **widths}, "backbone"
+            changed, key = {**arguments, **NARROW, **widths}, "backbone"
     fresh = ["--model.init_args.pretrained=false"] if recipe.get("pretrained") else []
     classes = ["--model.init_args.num_classes=2"] if key == "model" else []
     return [f"--model.init_args.{key}=iformer_nano", f"--model.init_args.model_args={changed}", *classes, *fresh]

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from iformer.training import checkpoints
 from iformer.training.launcher import run
-from tests.training.processes import start_ranks
+from tests.processes import start_ranks
 from tests.training.tiny import MODEL, log_of, recipe
 
 FROZEN = [{"class_path": "tests.training.tiny.FrozenBatchNorm"}]
@@ -27,7 +27,7 @@ TWO = ["--data.init_args.batch_size=2", "--trainer.devices=2"]
 def run_two(file: Path, *arguments: str) -> None:
     ranks = start_ranks(2, file, *TWO, *arguments)
     for process in ranks:
-        process.join(120)
+        process.join()
     told = file.with_name("stderr1").read_text() + file.with_name("stderr0").read_text()
     assert [process.exitcode for process in ranks] == [0, 0], told
 

@@ -8,14 +8,17 @@ import torch
 from PIL import Image
 
 from iformer.classification.task import ClassificationTask
+from iformer.training import learning_rates
 from iformer.training.launcher import run
 from tests.conftest import Command
 from tests.training.tiny import recipe
 
 
-@pytest.mark.parametrize("base_batch", [None, 8])
-def test_a_rate_is_suggested_and_nothing_else_is_left(base_batch: int | None, tmp_path: Path, iformer: Command) -> None:
-    optimization = {"lr": 3e-3, "base_batch": base_batch, "warmup_epochs": 1}
+def test_a_rate_is_suggested_and_nothing_else_is_left(
+    tmp_path: Path, iformer: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning_rates, "STEPS", 40)
+    optimization = {"lr": 3e-3, "base_batch": None, "warmup_epochs": 1}
     file = recipe(tmp_path, model__init_args__optimization=optimization, model__init_args__mixup=0.0)
     status, out, _ = iformer("fit", "--config", file, "--find_lr", "--json")
     found = json.loads(out)["learning_rate"]
@@ -24,8 +27,10 @@ def test_a_rate_is_suggested_and_nothing_else_is_left(base_batch: int | None, tm
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["learning_rates.png"]
     with Image.open(found["picture"]) as picture:
         assert min(picture.size) > 300
-    status, out, _ = iformer("fit", "--config", file, "--find_lr")
-    assert out.startswith(f"--model.init_args.optimization.lr {found['lr']:g}\n")  # the same
+    status, out, _ = iformer("fit", "--config", file, "--find_lr", "--model.init_args.optimization.base_batch=8")
+    option, rate, *_ = out.split()
+    assert option == "--model.init_args.optimization.lr"
+    assert float(rate) == pytest.approx(2 * found["lr"], rel=0.1)  # the same, rounded, for twice the batch
     status, _, err = iformer("fit", "--config", file, "--find_lr", "--trainer.fast_dev_run=1")
     assert status == 2
     assert err.splitlines()[-1].endswith("--find_lr does not go with trainer.fast_dev_run; give one of them")

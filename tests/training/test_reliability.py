@@ -6,9 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +17,7 @@ from iformer.training import checkpoints
 from iformer.training.callbacks import NonFiniteLossError
 from iformer.training.data import leave_signals_to_the_run
 from iformer.training.launcher import run
-from tests.training.processes import CONTEXT, start, wait_for
+from tests.processes import CONTEXT, exit_status, start, wait_for
 from tests.training.tiny import log_of, recipe
 
 
@@ -39,7 +36,6 @@ def step_of(path: Path) -> int:
 
 LOGGED = {"trainer__log_every_n_steps": 1}
 VARIANTS: dict[str, dict] = {
-    "plain": LOGGED,
     "workers": {"data__init_args__workers": 2, "trainer__accumulate_grad_batches": 3, "checkpoint__every_n_steps": 1},
     "ema": {"trainer__callbacks": [{"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging"}]},
 }
@@ -49,9 +45,24 @@ VARIANTS: dict[str, dict] = {
 def test_killed_anywhere_and_resumed_ends_with_the_same_weights(changes: dict, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     whole = start(recipe(tmp_path / "whole", **changes))
+    go_on_from_kills(2, tmp_path, changes)
+    whole.join()
+    assert whole.exitcode == 0
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole" / "run"))
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole" / "run")
+
+
+def test_killed_often_and_resumed_ends_with_the_same_weights(whole_run: Path, tmp_path: Path) -> None:
+    go_on_from_kills(4, tmp_path, LOGGED)
+    assert_same(weights(tmp_path / "run"), weights(whole_run / "run"))
+    assert log_of(tmp_path / "run") == log_of(whole_run / "run")
+
+
+def go_on_from_kills(times: int, tmp_path: Path, changes: dict) -> None:
+    """Make a run, and kill it so many times, each time at some moment after a new checkpoint."""
     file = recipe(tmp_path, **changes)
     moments = random.Random(os.getpid())
-    for _ in range(4 if changes is LOGGED else 2):
+    for _ in range(times):
         before = checkpoints.available(tmp_path / "run")
         process = start(file, *["--resume"] * bool(before))
         wait_for(lambda before=before: checkpoints.available(tmp_path / "run")[:1] != before[:1], process)  # type: ignore[misc]
@@ -63,15 +74,12 @@ def test_killed_anywhere_and_resumed_ends_with_the_same_weights(changes: dict, t
         process.join()
     process = start(file, "--resume")
     process.join()
-    whole.join()
-    assert (process.exitcode, whole.exitcode) == (0, 0), file.with_name("stderr").read_text()
-    assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole" / "run"))
-    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole" / "run")
+    assert process.exitcode == 0, file.with_name("stderr").read_text()
 
 
-@pytest.mark.parametrize("step", [3, 8, 12, 16, 24, 32])
+@pytest.mark.parametrize("step", [3, 12, 16, 24, 32])
 def test_each_checkpoint_leads_to_the_same_weights(step: int, whole_run: Path, tmp_path: Path) -> None:
-    """Checkpoints in the middle of an epoch (3, 12) and at its end (8, 16, 24), read in this process.
+    """Checkpoints in the middle of an epoch (3, 12) and at its end (16, 24), read in this process.
 
     With a worker: without, the samples' seeds would stand in for those of the steps.
     """
@@ -94,16 +102,18 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sigterm_saves_and_says_how_to_go_on(whole_run: Path, tmp_path: Path) -> None:
-    file = recipe(tmp_path, checkpoint__every_n_steps=None, data__init_args__workers=1)
+    changes = {"checkpoint__every_n_steps": None, "data__init_args__workers": 1}
+    file = recipe(tmp_path, **changes, trainer__callbacks=[{"class_path": "tests.training.tiny.Held"}])
     process = start(file)
-    wait_for(lambda: (tmp_path / "run" / checkpoints.FOLDER).exists(), process)  # after the first epoch
-    time.sleep(0.1)
+    wait_for(lambda: (tmp_path / "held").exists(), process)
     process.terminate()
+    (tmp_path / "go").touch()
     process.join()
     told = file.with_name("stderr").read_text()
     assert process.exitcode == 143, told
-    assert f"step {step_of(checkpoints.available(tmp_path / 'run')[0])}, which is saved: go on with --resume" in told
-    run("fit", ["--config", str(file), "--resume"])
+    assert "step 11, which is saved: go on with --resume" in told
+    assert step_of(checkpoints.newest(tmp_path / "run")) == 11
+    run("fit", ["--config", str(recipe(tmp_path, **changes)), "--resume"])
     assert_same(weights(tmp_path / "run"), weights(whole_run / "run"))
 
 
@@ -127,7 +137,7 @@ def leave_workers_behind() -> None:
 def test_workers_do_not_keep_a_process_from_ending() -> None:
     process = CONTEXT.Process(target=leave_workers_behind)
     process.start()
-    process.join(60)
+    process.join(300)
     ended = process.exitcode
     process.kill()
     assert ended == 0
@@ -164,15 +174,16 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest
     assert step_of(checkpoints.newest(tmp_path / "run")) == 6
 
 
+def killed_while_writing(path: Path) -> None:
+    io = checkpoints.AtomicCheckpointIO()
+    io.save_checkpoint({"step": 1}, path)
+    checkpoints.torch.save = lambda data, file: (file.write(b"half"), file.flush(), os.kill(os.getpid(), 9))
+    io.save_checkpoint({"step": 2}, path)
+
+
 def test_kill_while_writing_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    script = (
-        "import os, sys; from iformer.training import checkpoints as c;"
-        "io = c.AtomicCheckpointIO(); path = sys.argv[1]; io.save_checkpoint({'step': 1}, path);"
-        "c.torch.save = lambda data, file: (file.write(b'half'), file.flush(), os.kill(os.getpid(), 9));"
-        "io.save_checkpoint({'step': 2}, path)"
-    )
     path = tmp_path / checkpoints.FOLDER / "step-1.ckpt"
-    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    assert exit_status(killed_while_writing, path) == -signal.SIGKILL
     assert torch.load(path) == {"step": 1}
     assert checkpoints.newest(tmp_path) == path
 

@@ -8,8 +8,6 @@ import resource
 import shutil
 import signal
 import socket
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from safetensors.torch import load_file
 from iformer.classification.task import ClassificationTask
 from iformer.training import checkpoints, run_folder
 from iformer.training.launcher import run
-from tests.training.processes import start, wait_for
+from tests.processes import start, wait_for
 from tests.training.tiny import log_of, recipe
 
 EVERY_STEP = {"trainer__log_every_n_steps": 1}
@@ -30,10 +28,20 @@ def rates(folder: Path) -> list[float]:
     return [float(row["lr"]) for row in log_of(folder) if row["lr"]]
 
 
-def test_more_epochs_follow_the_cosine_over_all_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was told to end after two epochs."""
+    folder = tmp_path_factory.mktemp("two")
+    run("fit", ["--config", str(recipe(folder, trainer__max_epochs=2, **EVERY_STEP))])
+    return folder / "run"
+
+
+def test_more_epochs_follow_the_cosine_over_all_of_them(
+    two_epochs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "whole").mkdir()
     run("fit", ["--config", str(recipe(tmp_path / "whole", **EVERY_STEP))])
-    run("fit", ["--config", str(recipe(tmp_path, trainer__max_epochs=2, **EVERY_STEP))])
+    shutil.copytree(two_epochs, tmp_path / "run")
     with caplog.at_level(logging.INFO):
         run("fit", ["--config", str(recipe(tmp_path, **EVERY_STEP)), "--resume"])
     assert rates(tmp_path / "run")[16:] == rates(tmp_path / "whole/run")[16:]
@@ -47,57 +55,57 @@ def test_more_epochs_follow_the_cosine_over_all_of_them(tmp_path: Path, caplog: 
         {"lr": 1e-4, "min_lr": 1e-5, "cooldown_epochs": 0, "base_batch": None, "per": "step"},
     ],
 )
-def test_other_rates_hold_from_there_on(tmp_path: Path, optimization: dict[str, Any]) -> None:
+def test_other_rates_hold_from_there_on(two_epochs: Path, tmp_path: Path, optimization: dict[str, Any]) -> None:
     (tmp_path / "whole").mkdir()
     changed = {"model__init_args__optimization": optimization, **EVERY_STEP}
     run("fit", ["--config", str(recipe(tmp_path / "whole", **changed))])
-    run("fit", ["--config", str(recipe(tmp_path, trainer__max_epochs=2, **EVERY_STEP))])
+    shutil.copytree(two_epochs, tmp_path / "run")
     run("fit", ["--config", str(recipe(tmp_path, **changed)), "--resume"])
     assert rates(tmp_path / "run")[16:] == rates(tmp_path / "whole/run")[16:]
     groups = torch.load(checkpoints.newest(tmp_path / "run"))["optimizer_states"][0]["param_groups"]
     assert {group["weight_decay"] for group in groups} == {0.0, optimization.get("weight_decay", 0.05)}
 
 
-@pytest.mark.parametrize(
-    ("argument", "told"),
-    [
-        ("--model.init_args.optimization.layer_decay=0.7", "layer_decay cannot be set"),
-        ("--trainer.max_epochs=1", "trainer.max_epochs is 1, expected 2 or more"),
-        ("--trainer.max_steps=15", "trainer.max_steps is 15, expected 16 or more"),
-    ],
-)
-def test_settings_that_a_run_cannot_go_on_with_are_refused(argument: str, told: str, tmp_path: Path) -> None:
+def test_settings_that_a_run_cannot_go_on_with_are_refused(two_epochs: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_epochs, tmp_path / "run")
     optimization = {"lr": 1e-3, "base_batch": None, "warmup_epochs": 0}
     file = recipe(tmp_path, trainer__max_epochs=2, model__init_args__optimization=optimization)
-    run("fit", ["--config", str(file)])
     kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix in (".csv", ".yaml")}
-    with pytest.raises(ValueError, match=told):
-        run("fit", ["--config", str(file), "--resume", argument])
-    assert {path: path.read_bytes() for path in kept} == kept
+    refused = {
+        "--model.init_args.optimization.layer_decay=0.7": "layer_decay cannot be set",
+        "--trainer.max_epochs=1": "trainer.max_epochs is 1, expected 2 or more",
+        "--trainer.max_steps=15": "trainer.max_steps is 15, expected 16 or more",
+    }
+    for argument, told in refused.items():
+        with pytest.raises(ValueError, match=told):
+            run("fit", ["--config", str(file), "--resume", argument])
+        assert {path: path.read_bytes() for path in kept} == kept
 
 
 @pytest.mark.parametrize("changes", [{}, {"trainer__check_val_every_n_epoch": 3}, {"trainer__val_check_interval": 0.5}])
-@pytest.mark.parametrize("last", [False, True])
 def test_killed_in_validation_the_run_gets_that_validation(
-    changes: dict[str, Any], last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In the first one, and after it has gone on in the last one."""
     changes = {**changes, **EVERY_STEP, "trainer__max_epochs": 3}
     (tmp_path / "whole").mkdir()
     run("fit", ["--config", str(recipe(tmp_path / "whole", **changes))])
     validations = [int(row["step"]) + 1 for row in log_of(tmp_path / "whole/run") if row["val_loss"]]
     assert validations[-1] == 24
-    step, validate = validations[-1 if last else 0], ClassificationTask.validation_step
+    validate = ClassificationTask.validation_step
 
     def interrupted(self: ClassificationTask, batch: Any, batch_idx: int) -> Any:
-        if self.trainer.global_step == step and batch_idx == 2:
+        if self.trainer.global_step == steps[0] and batch_idx == 2:
+            del steps[0]
             raise KeyboardInterrupt
         return validate(self, batch, batch_idx)
 
+    steps = [validations[0], validations[-1], 0]
     monkeypatch.setattr(ClassificationTask, "validation_step", interrupted)
     file = recipe(tmp_path, **changes)
-    with pytest.raises(KeyboardInterrupt):
-        run("fit", ["--config", str(file)])
-    monkeypatch.undo()
+    for arguments in ([], ["--resume"]):
+        with pytest.raises(KeyboardInterrupt):
+            run("fit", ["--config", str(file), *arguments])
     results = run("fit", ["--config", str(file), "--resume"])
     assert "val_loss" in results["metrics"]
     assert log_of(tmp_path / "run") == log_of(tmp_path / "whole/run")
@@ -158,7 +166,7 @@ def test_a_log_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
-    file = recipe(tmp_path, trainer__max_epochs=200)
+    file = recipe(tmp_path, trainer__max_epochs=10_000)
     first = start(file)
     wait_for(lambda: checkpoints.available(tmp_path / "run"), first)
     for arguments in ([], ["--resume"]):
@@ -182,7 +190,7 @@ def test_a_lock_of_another_machine_that_is_no_more_does_not_count(tmp_path: Path
 
 
 def test_loader_workers_that_outlive_a_killed_run_do_not_hold_its_lock(tmp_path: Path) -> None:
-    file = recipe(tmp_path, trainer__max_epochs=200, data__init_args__workers=2)
+    file = recipe(tmp_path, trainer__max_epochs=10_000, data__init_args__workers=2)
     first = start(file)
     wait_for(lambda: checkpoints.available(tmp_path / "run"), first)
     assert first.pid is not None
@@ -217,8 +225,7 @@ def test_ctrl_c_waits_for_the_end_of_a_checkpoint(tmp_path: Path, monkeypatch: p
     save = torch.save
 
     def interrupted(data: Any, file: Any) -> None:
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
         save(data, file)
 
     monkeypatch.setattr(checkpoints.torch, "save", interrupted)

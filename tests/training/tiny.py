@@ -8,6 +8,7 @@ import time
 import unittest.mock
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning
 import numpy as np
@@ -20,7 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from iformer.training.data import DataModule
 from iformer.training.resumable import ResumableBatchSampler, run_seed
 
-MODEL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [2, 2, 2, 2], "attention_heads": [1, 1, 1, 1]}
+MODEL: dict[str, Any] = {
+    "depths": [1, 1], "dims": [8, 8], "num_heads": [2, 2], "attention_heads": [1, 1], "pool_strides": [2, 1],
+    "layer_scales": [1.0, 1.0],
+}  # fmt: skip
+"""Arguments of an iFormer of two stages, which is enough for a classifier that is trained for the training's sake."""
 
 
 class Images(Dataset[tuple[torch.Tensor, int]]):
@@ -61,7 +66,7 @@ class TinyData(DataModule):
     def images(self, training: bool) -> DataLoader:
         batches = ResumableBatchSampler(
             self.length,
-            self.batch_size,
+            self.batch_size if training else 2 * self.batch_size,
             run_seed(),
             *self.rank,
             shuffle=training,
@@ -130,6 +135,17 @@ class FrozenBatchNorm(lightning.Callback):
         for module in pl_module.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
+
+
+class Held(lightning.Callback):
+    """In the middle of the second epoch, writes ``held`` beside the run's folder and waits there for ``go``."""
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        beside = Path(trainer.default_root_dir).parent
+        if trainer.global_step == 10:
+            (beside / "held").touch()
+            while not (beside / "go").exists():
+                time.sleep(0.01)
 
 
 class GroupKilled(lightning.Callback):
