@@ -265,23 +265,21 @@ class ClassificationTask(Classifier):
             )
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
-        """Add a batch to the loss and accuracy; outside of training, to the confusion matrix too."""
+        """Add a batch to the loss, the accuracies and the confusion matrix."""
         images, labels = batch
         self._check(labels)
         logits = self(images)
         self.top1.update(logits, labels)
         self.top5.update(logits, labels)
-        if self.trainer.state.fn != "fit":
-            self.confusion_matrix.update(logits.argmax(1), labels)
+        self.confusion_matrix.update(logits.argmax(1), labels)
         size = len(labels)
         self.log(f"{stage}_loss", F.cross_entropy(logits, labels), batch_size=size, sync_dist=True)
         self.log(f"{stage}_accuracy", self.top1, prog_bar=True, batch_size=size, on_step=False, on_epoch=True)
         self.log(f"{stage}_top5", self.top5, batch_size=size, on_step=False, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Write ``per_class.csv`` outside of training."""
-        if self.trainer.state.fn != "fit":
-            self._finish()
+        """Keep the accuracy of each class; outside of training, write ``per_class.csv``."""
+        self._finish()
 
     def on_test_epoch_end(self) -> None:
         """Write ``per_class.csv``, and the confusion matrix if asked for."""

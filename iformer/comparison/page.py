@@ -1,6 +1,7 @@
 """The results of a comparison: its JSON document, its tables, and its pages with figures."""
 
 import base64
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,16 @@ from iformer.comparison.statistics import Difference
 SCORES = {"accuracy": "top-1 accuracy", "box_ap": "AP of boxes", "map": "mean average precision", "miou": "mIoU"}
 """The tasks' main metrics in words."""
 
+CLASS_SCORES = {"accuracy": "accuracy", "box_ap": "box_ap", "map": "average_precision", "miou": "iou"}
+"""The columns of the tables of classes that say the same of one class."""
+
+MOST_CLASSES = 200
+"""The most classes that the pages show."""
+
 NOTES = {
     "score": "the metric on the validation images at the end of training, in per cent: the mean over the seeds and its "
     "95 % confidence interval (Student's t)",
+    "classes": "the same score of each class by itself, the mean over the seeds",
     "difference": "the mean difference from the first variant in percentage points, paired by seed, with its 95 % "
     "confidence interval, which belongs to this comparison alone",
     "p": "the p-value of the paired t-test, corrected for the number of comparisons by Holm's method; a difference can "
@@ -67,6 +75,7 @@ def document(results: Mapping[str, Sequence[Mapping[str, Any]]], latencies: Mapp
                 "latency": latencies["variants"][name],
                 "images_per_second": _mean([run["images_per_second"] for run in runs]),
                 "peak_memory_mib": max(run["peak_memory_mib"] for run in runs),
+                "classes": _classes([run["per_class"] for run in runs], CLASS_SCORES.get(metric, metric)),
                 "curve": _band([run["curve"] for run in runs]),
                 "training_loss": _band([run["training_loss"] for run in runs]),
                 "command": runs[0]["command"],
@@ -88,6 +97,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """Return the mean of the values that there are; short runs log no images/s."""
     known = [value for value in values if value is not None]
     return round(sum(known) / len(known), 1) if known else None
+
+
+def _classes(tables: Sequence[Sequence[Mapping[str, Any]]], column: str) -> dict[str, float | None]:
+    """Return the mean over the runs of each class's score; None for a class that no run could be judged by."""
+    scores: dict[str, list[float]] = {}
+    for row in itertools.chain.from_iterable(tables):
+        known = scores.setdefault(row["class"], [])
+        if row.get(column) is not None:
+            known.append(row[column])
+    return {name: sum(known) / len(known) if known else None for name, known in scores.items()}
 
 
 def _difference(
@@ -183,6 +202,21 @@ def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def class_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the rows of the table of classes: the name of a class, and its score in each variant in per cent.
+
+    Args:
+        results: The document.
+    """
+    columns = [variant["classes"] for variant in results["variants"]]
+    names = dict.fromkeys(itertools.chain.from_iterable(columns))
+    scores = [[column.get(name) for column in columns] for name in names]
+    return [
+        (name, *("" if score is None else f"{100 * score:.2f}" for score in row))
+        for name, row in zip(names, scores, strict=True)
+    ]
+
+
 def draw(results: Mapping[str, Any]) -> dict[str, tuple[str, Figure]]:
     """Return the figures by the names of their files, each with its caption."""
     variants, score = results["variants"], score_name(results)
@@ -229,13 +263,16 @@ def write(output: Path, results: dict[str, Any]) -> None:
         data = base64.b64encode(picture.read_bytes()).decode()
         pictures.append({"caption": caption, "file": picture.name, "data": data, "width": figure.get_figwidth()})
     score = score_name(results)
+    tables = {"Scores": (SCORE_HEADER, score_rows(results)), "Costs": (COST_HEADER, cost_rows(results))}
+    if 1 < len(classes := class_rows(results)) <= MOST_CLASSES:
+        tables["Classes"] = (("class", *(variant["name"] for variant in results["variants"])), classes)
     for page, template in (("compare.html", "comparison.html.j2"), ("README.md", "comparison.md.j2")):
         pages.write_page(
             output / page,
             template,
             title=f"{score[0].upper()}{score[1:]} of {len(results['variants'])} variants",
             results=results,
-            tables={"Scores": (SCORE_HEADER, score_rows(results)), "Costs": (COST_HEADER, cost_rows(results))},
+            tables=tables,
             pictures=pictures,
             machines=sorted({machine for variant in results["variants"] for machine in variant["machines"]}),
         )

@@ -82,13 +82,13 @@ def make(job: Job) -> None:
     if job.result.is_file():
         return
     arguments = [*job.arguments, "--trainer.enable_progress_bar", "false"]
-    launcher.run("fit", [*arguments, *(["--resume"] if checkpoints.available(folder) else [])])
+    found = launcher.run("fit", [*arguments, *(["--resume"] if checkpoints.available(folder) else [])])
     rows = read_log(folder)
-    final: Mapping[str, Any] = next((row for row in reversed(rows) if row.get(f"val_{job.metric}")), {})
+    validated = [int(row["step"]) + 1 for row in rows if row.get(f"val_{job.metric}")]
     steps = int(checkpoints.newest(folder).stem.partition("-")[2])
-    if int(final.get("step", -1)) + 1 != steps:
-        final = launcher.run("validate", [*arguments, "--resume", "--verbose=false"])["metrics"]
-    rank_zero_only(_write)(job, rows, final, steps)
+    if steps not in validated or "per_class" not in found:  # no such figures of a training that had ended before
+        found = launcher.run("validate", [*arguments, "--resume", "--verbose=false"])
+    rank_zero_only(_write)(job, rows, found, steps)
 
 
 def _wait_for(folder: Path) -> None:
@@ -97,17 +97,17 @@ def _wait_for(folder: Path) -> None:
         pass
 
 
-def _write(job: Job, rows: Sequence[Mapping[str, str]], final: Mapping[str, Any], steps: int) -> None:
+def _write(job: Job, rows: Sequence[Mapping[str, str]], found: Mapping[str, Any], steps: int) -> None:
     """Write the result file.
 
     Args:
         job: The run.
         rows: The rows of the run's log.
-        final: The metrics of the last evaluation.
+        found: What the launcher returned of the last evaluation.
         steps: The number of optimiser steps.
     """
     folder, name = Path(job.folder), f"val_{job.metric}"
-    metrics = {key: float(value) for key, value in final.items() if key.startswith("val_") and value not in ("", None)}
+    metrics = {key: value for key, value in found["metrics"].items() if key.startswith("val_")}
     if name not in metrics:
         raise ValueError(f"{folder}: the run logs no {name}, the metric to compare by")
     network = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -118,6 +118,7 @@ def _write(job: Job, rows: Sequence[Mapping[str, str]], final: Mapping[str, Any]
         "metric": job.metric,
         "value": metrics[name],
         "metrics": metrics,
+        "per_class": found["per_class"],
         "curve": by_epoch(rows, name),
         "training_loss": by_epoch(rows, "loss"),
         "steps": steps,

@@ -78,7 +78,8 @@ def test_result_files_alone_make_the_pages(document: dict[str, Any], tmp_path: P
     assert document["comparisons"] == 1
     text = (tmp_path / "copy" / "README.md").read_text()
     html = (tmp_path / "copy" / "compare.html").read_text()
-    for row in (*page.score_rows(document), *page.cost_rows(document)):
+    assert sum(good["classes"].values()) / 4 == pytest.approx(good["mean"], abs=1e-4)  # as many images of each class
+    for row in (*page.score_rows(document), *page.cost_rows(document), *page.class_rows(document)):
         for cell in filter(None, row):
             assert cell in text.replace("\\", "").replace("&lt;", "<")
     assert html.count("data:image/png") == text.count(".png)") == 4
@@ -90,6 +91,7 @@ def test_a_result_has_what_says_how_it_came_to_be(whole: Path) -> None:
     assert result["command"].split()[:2] == ["iformer", "fit"]
     assert (result["seed"], result["metric"], result["steps"]) == (1, "accuracy", 48)
     assert result["value"] == result["curve"][-1][1] == result["metrics"]["val_accuracy"]
+    assert sum(row["accuracy"] for row in result["per_class"]) / 4 == pytest.approx(result["value"], abs=1e-4)
     assert result["peak_memory_mib"] > 100
     assert {"versions", "machine", "python"} <= result.keys()
 
@@ -101,6 +103,7 @@ def test_the_last_evaluation_is_made_if_the_training_ends_without_one(tmp_path: 
     result = json.loads(job.result.read_text())
     assert [epoch for epoch, _ in result["curve"]] == [2]
     assert 0 <= result["value"] <= 1
+    assert len(result["per_class"]) == 4
 
 
 def locked(output: Path) -> bool:
