@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak soak-pipelines soak-steps soak-kills lint docs bench clean
+.PHONY: demo test soak soak-pipelines soak-steps soak-kills soak-explorer lint docs bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/iformer demo
@@ -22,6 +22,9 @@ soak-steps: $(VENV)/ready  # some five minutes
 
 soak-kills: $(VENV)/ready  # some five minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m soak tests/soak/test_kills.py
+
+soak-explorer: $(VENV)/ready  # an hour of clicks in a browser; not part of soak
+	OMP_NUM_THREADS=1 EXPLORER_SECONDS=3600 $(BIN)/pytest -s -m soak --timeout 4500 tests/soak/test_explorer.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -120,6 +120,7 @@ def demo(
             f"on {summary['test_images']:,} images, after {summary['seconds']:.0f} s.",
             f"Report:   {output / 'report.html'}",
             f"Classify: iformer predict IMAGE... --checkpoint {output}",
+            f"Explore:  iformer explore --model {output}",
         )
     if not summary["completed"]:
         raise typer.Exit(130)
@@ -467,6 +468,31 @@ def analyze(
         _fail(message)
     if any(path in images for path in unreadable):
         raise typer.Exit(2)
+
+
+@app.command()
+def explore(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help=f"{MODEL_HELP[:-1]}; may be repeated. Default: the demo's, or else iformer_small.",
+        ),
+    ] = None,
+    analysis: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="What analyze --labelled measured, to show accuracies.")
+    ] = Path("runs/analysis"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; default: the first free one from 7860 on.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Open a page on which pictures are taken apart: classes, frequencies, branches, the ramp, objects and regions."""
+    from iformer.explorer.server import serve
+
+    serve(model or (), host, port, analysis, browser)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

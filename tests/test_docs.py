@@ -32,10 +32,15 @@ PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").gl
 
 FETCHES = "downloads released weights"
 ELSEWHERE = "takes long, and has tests of its own"
+ENDLESS = "serves a page until it is ended, and has tests of its own"
 NOT_RUN = {
     "pip install .": "installs",
     'pip install ".[deploy]"': "installs",
+<<<<<<< HEAD
     'pip install ".[search]"': "installs",
+=======
+    'pip install ".[explore]"': "installs",
+>>>>>>> 14c61b6 (Add the explorer: a page in the browser on which a picture is taken apart)
     "benchmark_app -m iformer_small.xml -d CPU -hint none -nstreams 1 -nthreads 2 -infer_precision f32 -pc": (
         "comes with OpenVINO"
     ),
@@ -60,6 +65,9 @@ ONLY_PARSED = {
     "iformer tables --markdown": ELSEWHERE,
     "iformer list": ELSEWHERE,
     "iformer demo": ELSEWHERE,
+    "iformer explore --model runs/demo": ENDLESS,
+    "iformer explore --model MODEL": ENDLESS,
+    "iformer explore --model runs/cifar10 --model iformer_small --model runs/camvid": ENDLESS,
     "iformer fit --config distill --data.init_args.root photographs --model.init_args.num_classes 2 "
     "--model.init_args.distillation.teacher FOLDER": FETCHES,
     "iformer compare --config cifar10 --models iformer_nano,resnet18 --seeds 3 --jobs 2 --output runs/choice "

@@ -1,0 +1,100 @@
+"""The server of the explorer's page, on this machine only unless told otherwise."""
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+# Gradio reads these when it is imported, and would otherwise report its use and look for a newer version.
+os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+
+import gradio as gr
+
+from iformer.explorer import pictures
+from iformer.explorer.page import build
+from iformer.explorer.workbench import Workbench
+from iformer_command.terminal import say
+
+STYLE = Path(__file__).with_name("explorer.css")
+
+WAITING, AT_ONCE = 32, 4
+"""The most requests that wait, and the threads that answer them."""
+
+SESSIONS = 16
+"""The most pages of which it is kept what they show; Gradio keeps it for an hour after a page is closed."""
+
+
+@contextmanager
+def serving(
+    models: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    analysis: Path = Path("runs/analysis"),
+    browser: bool = False,
+) -> Iterator[str]:
+    """Serve the page, and provide its address. In the end what was uploaded is deleted.
+
+    Args:
+        models: The models, see :class:`iformer.explorer.workbench.Workbench`.
+        host: The address on which to listen; ``0.0.0.0`` for all networks.
+        port: The port; None for the first free one from 7860 on.
+        analysis: The folder of ``iformer analyze`` from which measured accuracies are taken.
+        browser: Whether to open a browser.
+
+    Raises:
+        ValueError: There is no such model.
+        OSError: A model cannot be read, or the port is taken.
+    """
+    uploads = tempfile.TemporaryDirectory(prefix="iformer-explorer-")
+    with uploads as folder, closing(Workbench(models, analysis)) as bench:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        greyscale = bench.models[bench.names[0]].channels == 1  # as Fashion-MNIST, on which the demo's is trained
+        blocks = build(bench, pictures.examples(Path(folder), clothes_first=greyscale))
+        blocks.queue(max_size=WAITING, default_concurrency_limit=1)
+        font: Any = ["system-ui", "sans-serif"]  # Gradio's own would be fetched
+        try:
+            _, address, _ = blocks.launch(
+                server_name=host,
+                server_port=port,
+                inbrowser=browser,
+                share=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                max_threads=AT_ONCE,
+                state_session_capacity=SESSIONS,
+                max_file_size=pictures.LARGEST_FILE,
+                allowed_paths=[],
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                mcp_server=False,
+                theme=gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"]),
+                css_paths=STYLE,
+            )
+            yield address
+        finally:
+            blocks.close(verbose=False)
+
+
+def serve(
+    models: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    analysis: Path = Path("runs/analysis"),
+    browser: bool = True,
+) -> None:
+    """Serve the page until Ctrl-C or a request to end; see :func:`serving`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded is deleted
+    with serving(models, host, port, analysis, browser) as address:
+        say(f"Explorer: {address} (Ctrl-C ends it)")
+        sys.stdout.flush()
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            say("")
