@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/ready
 	$(BIN)/iformer demo
 
-test: $(VENV)/ready  # a process for each core, up to four
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+test: $(VENV)/ready  # a process for each core, up to four; says in the end what was skipped, and why
+	OMP_NUM_THREADS=1 $(BIN)/pytest -rs --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Whatever draws random numbers, thousands of times: the training data and steps of every recipe; and fifty kills.
 soak: soak-pipelines soak-steps soak-kills

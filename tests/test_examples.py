@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
+import tomllib
 import urllib.request
-from importlib.metadata import metadata
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -51,8 +51,8 @@ def test_the_space_serves_the_explorer(tmp_path: Path) -> None:
 
 
 def test_the_space_requires_what_there_is() -> None:
-    about = metadata("iformer-inception")
+    project = tomllib.loads((EXAMPLES.parent / "pyproject.toml").read_text())["project"]
     for line in (EXAMPLES / "space/requirements.txt").read_text().splitlines():
         requirement = Requirement(line)
-        assert requirement.name == about["Name"]
-        assert requirement.extras <= set(about.get_all("Provides-Extra"))
+        assert requirement.name == project["name"]
+        assert requirement.extras <= set(project["optional-dependencies"])

@@ -49,14 +49,14 @@ def page(context: Any, server: Server, folders: Folders) -> Iterator[Any]:
     assert not failures
 
 
-def settled(page: Any, part: str, change: Callable[[], None]) -> str:
-    """Make a change, and return the HTML of a part of the page after it has changed."""
-    before = page.locator(part).inner_html()
+def settled(page: Any, part: str, change: Callable[[], None]) -> None:
+    """Make a change, and wait until the content of a part of the page has changed."""
+    content = f"{part} .html-container"
+    before = page.locator(content).inner_html()
     change()
     page.wait_for_function(
-        "([part, before]) => document.querySelector(part).innerHTML !== before", arg=[part, before], timeout=60_000
+        "([content, before]) => document.querySelector(content).innerHTML !== before", arg=[content, before]
     )
-    return str(page.locator(part).inner_html())
 
 
 def contrast(page: Any, picture: str) -> float:
