@@ -25,9 +25,17 @@ def backbone_input(model: Model, image: Image.Image) -> Tensor:
 
     Where the detector pads an image to multiples of 32 pixels, the image is cut to the multiples below instead: the
     padding's edge is none of the image.
+
+    Raises:
+        ValueError: The image is so long that fewer than 32 pixels are left of a side.
     """
     resized, _ = model.network.transform([pil_to_tensor(image) / 255])
     ((height, width),) = resized.image_sizes
+    if min(height, width) < 32:
+        raise ValueError(
+            f"an image of {image.width} × {image.height} pixels is resized to {width} × {height}; "
+            "expected at least 32 of each side"
+        )
     return resized.tensors[0, :, : height // 32 * 32, : width // 32 * 32]
 
 

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from iformer.explorer import html, pictures
@@ -25,6 +27,9 @@ T = TypeVar("T")
 
 ALL_HEADS = "all heads"
 
+SHOWN = 96
+"""The most rows and columns of a map that are shown."""
+
 CHANNELS = 6
 """The number of a map's channels that are shown, those that vary most."""
 
@@ -34,15 +39,17 @@ class Maps:
     """What is shown of a branch's input or output.
 
     Attributes:
-        strength: The root mean square over channels of each position, ``(h, w)``, from 0 to 1.
-        channels: The channels that vary most, each ``(h, w)`` from 0 to 1.
-        spectrum: The mean over channels of log(1 + |F|), ``(h, w)``.
+        size: The height and width of the map.
+        strength: The root mean square over channels of each position, from 0 to 1.
+        channels: The channels that vary most, each from 0 to 1.
+        spectrum: The mean over channels of log(1 + |F|).
         share: The share of high-frequency energy from 0 to 1; NaN where maps are constant.
         count: The number of channels.
     """
 
+    size: tuple[int, int]
     strength: np.ndarray
-    channels: np.ndarray
+    channels: Sequence[np.ndarray]
     spectrum: np.ndarray
     share: float
     count: int
@@ -65,7 +72,7 @@ class Branches:
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
-        self.passes: Results[tuple[np.ndarray, list[Seen]]] = Results(bench, 4)
+        self.passes: Results[tuple[Image.Image, list[Seen]]] = Results(bench, 2)
 
     def blocks(self, name: str) -> list[Layer]:
         """Return the blocks with Inception mixers of a model.
@@ -79,17 +86,17 @@ class Branches:
             raise ValueError(f"{name} has no Inception mixers, so no branches: this panel is for iFormers.")
         return [layer for layer in layers.blocks(network) if (layer.stage, layer.block) in found]
 
-    def seen(self, name: str, picture: Picture) -> tuple[np.ndarray, list[Seen]]:
-        """Return a picture as a network takes it, ``(H, W, C)`` from 0 to 1, and what was seen in each of its blocks.
+    def seen(self, name: str, picture: Picture) -> tuple[Image.Image, list[Seen]]:
+        """Return a picture as a network takes it, and what was seen in each of its blocks.
 
         Raises:
             ValueError: The model has no Inception mixers.
         """
         model, blocks = self.bench.models[name], self.blocks(name)
 
-        def compute() -> tuple[np.ndarray, list[Seen]]:
+        def compute() -> tuple[Image.Image, list[Seen]]:
             images = self.bench.inputs(name, picture)
-            return displayed(normalised(model), images)[0].numpy(), look(model, blocks, images)
+            return pictures.shown(displayed(normalised(model), images)[0].numpy()), look(model, blocks, images)
 
         return self.passes.once((name, picture.digest), compute)
 
@@ -191,7 +198,7 @@ def look(model: Model, blocks: list[Layer], images: Tensor) -> list[Seen]:
             block, heads = inside[layer]
             seen = found[block.stage, block.block]
             seen.grid = tuple(features.shape[1:3])
-            seen.queries, seen.keys = (part.cpu() for part in queries_and_keys(features, heads))
+            seen.queries, seen.keys = (part.half().cpu() for part in queries_and_keys(features, heads))
         else:
             found[layer.stage, layer.block].maps[layer.branch, layer.point] = summary(layer.maps(features, size))
 
@@ -209,9 +216,10 @@ def summary(maps: Tensor) -> Maps:
     order = features.flatten(1).var(1).argsort(descending=True)[:CHANNELS]
     varied = features[order]
     return Maps(
-        _spread(strength).numpy(),
-        np.stack([_spread(channel).numpy() for channel in varied]),
-        frequencies.spectrum.cpu().numpy(),
+        (maps.shape[2], maps.shape[3]),
+        _small(_spread(strength)),
+        [_small(_spread(channel)) for channel in varied],
+        _small(frequencies.spectrum.cpu().float()),
         float(frequencies.high_frequency_shares[0]),
         len(features),
     )
@@ -223,7 +231,7 @@ def attention_at(seen: Seen, place: tuple[float, float], head: str) -> np.ndarra
     assert seen.keys is not None
     row, column = position(seen.grid, place)
     index = row * seen.grid[1] + column
-    weights = attention(seen.queries[:, :, index : index + 1], seen.keys)[0, :, 0]
+    weights = attention(seen.queries[:, :, index : index + 1].float(), seen.keys.float())[0, :, 0]
     number = int(head.rpartition(" ")[2]) if head != ALL_HEADS else 0
     chosen = weights[number - 1] if 0 < number <= len(weights) else weights.mean(0)
     return chosen.reshape(seen.grid).numpy()
@@ -254,6 +262,17 @@ def _chosen(blocks: Sequence[T], block: int) -> T:
     return blocks[block] if block < len(blocks) else blocks[0]
 
 
+def grey(values: np.ndarray) -> Image.Image:
+    """Return values ``(h, w)`` from 0 to 1 as a greyscale image."""
+    return Image.fromarray((values * 255).round().astype(np.uint8))
+
+
+def _small(values: Tensor) -> np.ndarray:
+    """Return values ``(h, w)`` averaged to at most :data:`SHOWN` rows and columns."""
+    size = tuple(min(side, SHOWN) for side in values.shape)
+    return F.adaptive_avg_pool2d(values[None], size)[0].numpy()
+
+
 def _spread(values: Tensor) -> Tensor:
     """Return values stretched to 0 to 1; constant ones are 0."""
     low, high = values.min(), values.max()
@@ -263,7 +282,7 @@ def _spread(values: Tensor) -> Tensor:
 def _column(seen: Seen, branch: str) -> dict[str, Any]:
     """Return what the template shows of a branch."""
     before, after = (seen.maps[branch, point] for point in ("input", "output"))
-    height, width = before.strength.shape
+    height, width = before.size
     largest = max(before.spectrum.max(), after.spectrum.max()) or 1.0
     change = 100 * (after.share - before.share)
     return {
@@ -274,8 +293,8 @@ def _column(seen: Seen, branch: str) -> dict[str, Any]:
             {
                 "name": name,
                 "count": maps.count,
-                "map": pictures.data_uri(pictures.coloured(maps.strength, "gray")),
-                "channels": [pictures.data_uri(pictures.coloured(each, "gray")) for each in maps.channels],
+                "map": pictures.data_uri(grey(maps.strength)),
+                "channels": [pictures.data_uri(grey(each)) for each in maps.channels],
                 "spectrum": pictures.data_uri(pictures.coloured(maps.spectrum / largest, pictures.SPECTRA)),
                 "share": 100 * maps.share,
             }

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from iformer.explorer import html, pictures
 from iformer.explorer.pictures import Picture
@@ -33,9 +34,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Answer:
-    """A classifier's answer: the picture as it sees it, ``(H, W, C)`` from 0 to 1, and the classes' probabilities."""
+    """A classifier's answer: the picture as it sees it, the pixels across and down, and the classes' probabilities."""
 
-    seen: np.ndarray
+    seen: Image.Image
+    size: tuple[int, int]
     probabilities: np.ndarray
 
 
@@ -45,7 +47,7 @@ class Classify:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         self.answers: Results[Answer] = Results(bench, 32)
-        self.evidences: Results[np.ndarray] = Results(bench, 64)
+        self.evidences: Results[np.ndarray] = Results(bench, 32)
 
     def answer(self, name: str, picture: Picture) -> Answer:
         """Return what a classifier says about a picture.
@@ -57,7 +59,8 @@ class Classify:
 
         def compute() -> Answer:
             images = self.bench.inputs(name, picture)
-            return Answer(displayed(model, images)[0].numpy(), probabilities(model, images)[0])
+            seen = pictures.shown(displayed(model, images)[0].numpy())
+            return Answer(seen, (images.shape[3], images.shape[2]), probabilities(model, images)[0])
 
         return self.answers.once((name, picture.digest), compute)
 
@@ -113,7 +116,7 @@ class Classify:
             "picture": pictures.data_uri(overlay),
             "explained": index if names.count(names[index]) > 1 else names[index],
             "class": names[index],
-            "size": f"{answer.seen.shape[1]} × {answer.seen.shape[0]}",
+            "size": "{} × {}".format(*answer.size),
             "bars": [bar(model, answer.probabilities, i, i == index) for i in shown],
             "untrained": model.weights.startswith("fresh"),
         }

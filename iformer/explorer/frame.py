@@ -26,7 +26,8 @@ element.addEventListener('click', event => {
   const save = event.target.closest('[data-save]');
   if (save) {
     const link = document.createElement('a');
-    [link.href, link.download] = [save.closest('figure').querySelector('img').src, save.dataset.save];
+    link.href = save.closest('figure').querySelector('img').src;
+    link.download = save.dataset.save + (link.href.startsWith('data:image/png') ? '.png' : '.jpg');
     link.click();
   }
   const place = event.target.closest('[data-place]');

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from iformer.explorer import charts, html, pictures
@@ -29,13 +30,15 @@ class Filtered:
     """A filtered picture.
 
     Attributes:
-        seen: The picture, ``(H, W, C)`` from 0 to 1.
-        spectrum: log(1 + |F|), ``(H, W)``, relative to the largest of the whole picture.
+        seen: The picture.
+        spectrum: log(1 + |F|) relative to the largest of the whole picture, in colours.
+        centre: Where frequency 0 is in the spectrum, from the left and from the top, each from -1 to 1.
         probabilities: The probability of each class; None from a network that has none.
     """
 
-    seen: np.ndarray
-    spectrum: np.ndarray
+    seen: Image.Image
+    spectrum: Image.Image
+    centre: tuple[float, float]
     probabilities: np.ndarray | None
 
 
@@ -71,8 +74,13 @@ class Frequencies:
             kept = filter_images(images, kind, cut_off)
             largest = fourier.spectrum(fourier.amplitude(images)).max()
             spectrum = (fourier.spectrum(fourier.amplitude(kept))[0] / largest).clamp(0, 1).cpu().numpy()
-            found = probabilities(whole, kept)[0] if model is whole else None
-            return Filtered(displayed(normalised(model), kept)[0].numpy(), spectrum, found)
+            height, width = spectrum.shape
+            return Filtered(
+                pictures.shown(displayed(normalised(model), kept)[0].numpy()),
+                pictures.shown(np.asarray(pictures.coloured(spectrum, pictures.SPECTRA)) / 255),
+                ((2 * (width // 2) + 1) / width - 1, (2 * (height // 2) + 1) / height - 1),
+                probabilities(whole, kept)[0] if model is whole else None,
+            )
 
         return self.results.once((name, picture.digest, kind, cut_off), compute)
 
@@ -111,17 +119,15 @@ class Frequencies:
                 {**bar(model, found.probabilities, i, i == now), "before": float(all_of_it.probabilities[i])}
                 for i in dict.fromkeys([*order, now])
             ]
-        shown = pictures.blended(found.seen, found.spectrum, 0)
-        spectrum = pictures.coloured(found.spectrum, pictures.SPECTRA)
         content = html.render(
             "frequencies",
-            picture=pictures.data_uri(shown),
-            spectrum=pictures.data_uri(spectrum),
+            picture=pictures.data_uri(found.seen),
+            spectrum=pictures.data_uri(found.spectrum),
             bars=bars,
             kind=kind,
             words=f"{'up to' if kind == LOW else 'above'} {cut_off:.2f} π",
             radius=cut_off,
-            centre=[(2 * (side // 2) + 1) / side - 1 for side in found.spectrum.shape[::-1]],
+            centre=found.centre,
             note=picture.note,
         )
         return View(content, html.same(("Python", program(name, picture.name, kind, cut_off))))

@@ -22,6 +22,9 @@ MOST_PIXELS = 50_000_000
 LONGEST_SIDE = 1280
 """The longest side in pixels with which a picture is kept."""
 
+LARGE_PNG = 150_000
+"""The bytes from which on a picture is sent to the page as a JPEG. Diagrams and enlarged pixels are smaller as PNG."""
+
 HEAT, SPECTRA = "inferno", "viridis"
 """matplotlib's colour maps of evidence and of spectra, as in :mod:`iformer.frequency.figures`."""
 
@@ -83,14 +86,13 @@ def _require_small(content: bytes, name: str) -> None:
         raise ValueError(f"{name}: {width} × {height} pixels; expected at most {MOST_PIXELS / 1e6:.0f} million of them")
 
 
-def data_uri(image: Image.Image, lossless: bool = True) -> str:
-    """Return an image as an address that holds it: a PNG, or a JPEG if it need not be lossless."""
+def data_uri(image: Image.Image, lossless: bool = False) -> str:
+    """Return an image as an address that holds it: as a PNG, unless that is large and need not be ``lossless``."""
     file = io.BytesIO()
-    if lossless:
-        image.save(file, "PNG", compress_level=3)
-    else:
-        image.convert("RGB").save(file, "JPEG", quality=90)
-    kind = "png" if lossless else "jpeg"
+    image.save(file, kind := "png", compress_level=3)
+    if file.tell() > LARGE_PNG and not lossless:
+        file = io.BytesIO()
+        image.convert("RGB").save(file, kind := "jpeg", quality=92)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -112,22 +114,31 @@ def coloured(values: np.ndarray, colours: str) -> Image.Image:
     return Image.fromarray((matplotlib.colormaps[colours](values)[..., :3] * 255).round().astype(np.uint8))
 
 
-def blended(picture: np.ndarray, heat: np.ndarray, strength: float) -> Image.Image:
+def shown(values: np.ndarray) -> Image.Image:
+    """Return values from 0 to 1, ``(H, W, C)``, as an RGB image of a size for the page.
+
+    A small one is enlarged as it is, so that its pixels can be seen, and a map that is laid over it is smooth.
+    """
+    image = from_values(values)
+    smaller, longer = min(image.size), max(image.size)
+    if longer > 640:
+        image.thumbnail((640, 640), Image.Resampling.BOX)
+    elif smaller < 224:
+        factor = -(-224 // smaller)
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    return image
+
+
+def blended(picture: Image.Image, heat: np.ndarray, strength: float) -> Image.Image:
     """Return a picture under a heat map.
 
     Args:
-        picture: The picture, ``(H, W, 3)`` or ``(H, W, 1)``, from 0 to 1.
+        picture: The picture.
         heat: The heat map ``(h, w)`` from 0 to 1, which is resized smoothly to the picture.
         strength: The share of the heat map, from 0 to 1.
     """
-    base = from_values(picture)
-    if min(base.size) < 224:  # a small picture is enlarged as it is, so that the map on it is smooth
-        factor = -(-224 // min(base.size))
-        base = base.resize((base.width * factor, base.height * factor), Image.Resampling.NEAREST)
-    if not strength:
-        return base
-    smooth = Image.fromarray(np.asarray(heat, np.float32)).resize(base.size, Image.Resampling.BILINEAR)
-    return Image.blend(base, coloured(np.asarray(smooth).clip(0, 1), HEAT), strength)
+    smooth = Image.fromarray(np.asarray(heat, np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
+    return Image.blend(picture, coloured(np.asarray(smooth).clip(0, 1), HEAT), strength)
 
 
 def examples(folder: Path, clothes_first: bool = False) -> list[Path]:

@@ -82,13 +82,13 @@ class Scenes:
         coco = detection.Predictor(model, Options(output=None)).document([{"image": picture.name, **result}])
         content = html.render(
             "scene",
-            picture=pictures.data_uri(drawn, lossless=False),
+            picture=pictures.data_uri(drawn),
             what=_counted(len(shown), "object"),
             more=len(result["objects"]) - len(shown),
             threshold=threshold,
             bars=[_row(item, model) for item in shown[:LISTED]],
             rest=max(0, len(shown) - LISTED),
-            file="objects.jpg",
+            file="objects",
             saved=[("objects.json", "COCO JSON", pictures.text_uri(json.dumps(coco, indent=2)))],
             note=picture.note,
         )
@@ -106,14 +106,14 @@ class Scenes:
             {**each, "value": each["share"], "colour": _hex(palette[model.class_names.index(each["name"])])}
             for each in areas
         ]
-        label_map = pictures.data_uri(segmentation.label_image(labels, palette))
+        label_map = pictures.data_uri(segmentation.label_image(labels, palette), lossless=True)
         content = html.render(
             "scene",
-            picture=pictures.data_uri(drawn, lossless=False),
+            picture=pictures.data_uri(drawn),
             what=_counted(len(areas), "class", "classes"),
             bars=bars[:LISTED],
             rest=max(0, len(bars) - LISTED),
-            file="overlay.jpg",
+            file="overlay",
             saved=[
                 ("labels.png", "Label map", label_map),
                 ("areas.json", "Areas", pictures.text_uri(json.dumps(areas, indent=2))),

@@ -1,5 +1,6 @@
 """The server of the explorer's page, on this machine only unless told otherwise."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -20,6 +21,9 @@ from iformer.explorer.page import build
 from iformer.explorer.workbench import Workbench
 from iformer_command.terminal import say
 
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+"""Parameters of glibc's ``mallopt``."""
+
 STYLE = Path(__file__).with_name("explorer.css")
 
 WAITING, AT_ONCE = 32, 4
@@ -27,6 +31,17 @@ WAITING, AT_ONCE = 32, 4
 
 SESSIONS = 16
 """The most pages of which it is kept what they show; Gradio keeps it for an hour after a page is closed."""
+
+
+def give_memory_back() -> None:
+    """Let this process give memory back to the system as soon as it is freed, where its C library is glibc.
+
+    By default glibc keeps what was freed, up to tens of MiB in each thread, and an hour of large pictures leaves a
+    process large. Here blocks from 1 MiB on are given back at once, and threads share what is kept of smaller ones.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
+        for parameter, value in ((M_MMAP_THRESHOLD, 2**20), (M_ARENA_MAX, 1)):
+            mallopt(parameter, value)
 
 
 @contextmanager
@@ -90,6 +105,7 @@ def serve(
     browser: bool = True,
 ) -> None:
     """Serve the page until Ctrl-C or a request to end; see :func:`serving`."""
+    give_memory_back()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded is deleted
     with serving(models, host, port, analysis, browser) as address:
         say(f"Explorer: {address} (Ctrl-C ends it)")
