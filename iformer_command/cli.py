@@ -483,6 +483,9 @@ def explore(
     analysis: Annotated[
         Path, typer.Option(metavar="FOLDER", help="What analyze --labelled measured, to show accuracies.")
     ] = Path("runs/analysis"),
+    search: Annotated[Path, typer.Option(metavar="FOLDER", help="What search found, to begin with its ramps.")] = Path(
+        "runs/ramp_search"
+    ),
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port; default: the first free one from 7860 on.")
@@ -492,7 +495,7 @@ def explore(
     """Open a page on which pictures are taken apart: classes, frequencies, branches, the ramp, objects and regions."""
     from iformer.explorer.server import serve
 
-    serve(model or (), host, port, analysis, browser)
+    serve(model or (), host, port, analysis, search, browser)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -36,11 +36,8 @@ ENDLESS = "serves a page until it is ended, and has tests of its own"
 NOT_RUN = {
     "pip install .": "installs",
     'pip install ".[deploy]"': "installs",
-<<<<<<< HEAD
     'pip install ".[search]"': "installs",
-=======
     'pip install ".[explore]"': "installs",
->>>>>>> 14c61b6 (Add the explorer: a page in the browser on which a picture is taken apart)
     "benchmark_app -m iformer_small.xml -d CPU -hint none -nstreams 1 -nthreads 2 -infer_precision f32 -pc": (
         "comes with OpenVINO"
     ),

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -44,10 +45,15 @@ class Cost:
 
 
 class Ramp:
-    """Ramps and their costs."""
+    """Ramps and their costs.
+
+    Attributes:
+        beginnings: The ramps that one can begin with, by name: a preset, and its ramp or one that a search has found.
+    """
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
+        self.beginnings = {name: (name, own(name)) for name in NAMES} | found(bench.search)
         self.costs: Results[Cost] = Results(bench, 512)
         self.latencies: Results[tuple[float, float]] = Results(bench, 32)
 
@@ -113,6 +119,21 @@ class Ramp:
 def own(preset: str) -> tuple[int, ...]:
     """Return the ramp of a preset."""
     return tuple(PRESETS[preset]["attention_heads"])
+
+
+def found(search: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the best ramps that ``iformer search`` has found for a preset, as in :attr:`Ramp.beginnings`.
+
+    There are none if the folder holds no search of a preset.
+    """
+    try:
+        results = json.loads((search / "search.json").read_text(encoding="utf-8"))
+        preset, ramps = results["model"], [tuple(each["attention_heads"]) for each in results["front"]]
+        for ramp in ramps:
+            check(preset, ramp)
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {f"{preset}, found {number}": (preset, ramp) for number, ramp in enumerate(ramps, 1)}
 
 
 def check(preset: str, heads: Sequence[int]) -> None:

@@ -50,6 +50,7 @@ def serving(
     host: str = "127.0.0.1",
     port: int | None = None,
     analysis: Path = Path("runs/analysis"),
+    search: Path = Path("runs/ramp_search"),
     browser: bool = False,
 ) -> Iterator[str]:
     """Serve the page, and provide its address. In the end what was uploaded is deleted.
@@ -59,6 +60,7 @@ def serving(
         host: The address on which to listen; ``0.0.0.0`` for all networks.
         port: The port; None for the first free one from 7860 on.
         analysis: The folder of ``iformer analyze`` from which measured accuracies are taken.
+        search: The folder of ``iformer search`` from which ramps are taken.
         browser: Whether to open a browser.
 
     Raises:
@@ -66,7 +68,7 @@ def serving(
         OSError: A model cannot be read, or the port is taken.
     """
     uploads = tempfile.TemporaryDirectory(prefix="iformer-explorer-")
-    with uploads as folder, closing(Workbench(models, analysis)) as bench:
+    with uploads as folder, closing(Workbench(models, analysis, search)) as bench:
         os.environ["GRADIO_TEMP_DIR"] = folder
         greyscale = bench.models[bench.names[0]].channels == 1  # as Fashion-MNIST, on which the demo's is trained
         blocks = build(bench, pictures.examples(Path(folder), clothes_first=greyscale))
@@ -102,12 +104,13 @@ def serve(
     host: str = "127.0.0.1",
     port: int | None = None,
     analysis: Path = Path("runs/analysis"),
+    search: Path = Path("runs/ramp_search"),
     browser: bool = True,
 ) -> None:
     """Serve the page until Ctrl-C or a request to end; see :func:`serving`."""
     give_memory_back()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded is deleted
-    with serving(models, host, port, analysis, browser) as address:
+    with serving(models, host, port, analysis, search, browser) as address:
         say(f"Explorer: {address} (Ctrl-C ends it)")
         sys.stdout.flush()
         try:

@@ -9,7 +9,7 @@ from iformer.explorer.branches import ALL_HEADS, Branches
 from iformer.explorer.classify import Choice, Classify
 from iformer.explorer.frame import ALONE, LOUD, QUIET, Frame, part, same, told
 from iformer.explorer.frequencies import HIGH, LOW, Frequencies
-from iformer.explorer.ramp import NAMES, Ramp
+from iformer.explorer.ramp import Ramp
 from iformer.explorer.scenes import Scenes
 
 CENTRE = (0.5, 0.5)
@@ -114,29 +114,34 @@ def ramps(frame: Frame, blocks: gr.Blocks) -> None:
     """Add the panel Ramp."""
     panel = Ramp(frame.bench)
 
-    def start(preset: str) -> Any:
-        return (*show(preset, list(ramp.own(preset))), panel.sliders(preset, ramp.own(preset)))
+    def start(name: str) -> Any:
+        preset, heads = panel.beginnings[name]
+        return (*show(name, list(heads)), panel.sliders(preset, heads))
 
-    def show(preset: str, heads: list[int]) -> Any:
-        view = panel.view(preset, heads)
+    def show(name: str, heads: list[int]) -> Any:
+        view = panel.view(panel.beginnings[name][0], heads)
         return view.html, view.same, heads, ""
 
-    def slide(event: gr.EventData, preset: str) -> Any:
-        return show(preset, [int(value) for value in event.value])
+    def slide(event: gr.EventData, name: str) -> Any:
+        return show(name, [int(value) for value in event.value])
 
+    def measure(name: str, heads: list[int]) -> Any:
+        return panel.latency_view(panel.beginnings[name][0], heads)
+
+    names = list(panel.beginnings)
     with gr.Tab("Ramp", id="ramp") as tab:
-        preset = gr.Dropdown(list(NAMES), value=NAMES[0], label="Begin with", elem_id="ex-preset", filterable=False)
-        sliders, heads = part("ex-sliders"), gr.State(list(ramp.own(NAMES[0])))
+        name = gr.Dropdown(names, value=names[0], label="Begin with", elem_id="ex-preset", filterable=False)
+        sliders, heads = part("ex-sliders"), gr.State(list(ramp.own(names[0])))
         costs = gr.HTML(elem_id="ex-costs", apply_default_css=False)
-        measure = gr.Button("Measure latency", elem_id="ex-measure", size="sm")
+        asked = gr.Button("Measure latency", elem_id="ex-measure", size="sm")
         latency = gr.HTML(elem_id="ex-latency", apply_default_css=False)
         outputs = [costs, same(), heads, latency]
     blank = ("", gr.skip(), "")
     tab.select(lambda: "ramp", outputs=frame.current, **QUIET)
-    blocks.load(told(start, *blank, ""), preset, [*outputs, sliders], **QUIET)
-    preset.input(told(start, *blank, ""), preset, [*outputs, sliders], **QUIET)
-    sliders.slide(told(slide, *blank), preset, outputs, **QUIET)
-    measure.click(told(panel.latency_view), [preset, heads], latency, **LOUD)
+    blocks.load(told(start, *blank, ""), name, [*outputs, sliders], **QUIET)
+    name.input(told(start, *blank, ""), name, [*outputs, sliders], **QUIET)
+    sliders.slide(told(slide, *blank), name, outputs, **QUIET)
+    asked.click(told(measure), [name, heads], latency, **LOUD)
 
 
 def scenes(frame: Frame, blocks: gr.Blocks) -> None:

@@ -45,14 +45,20 @@ class Workbench:
         references: The models, as :func:`iformer.models.saved.resolve` takes them; none for the demo's model if it has
             been trained, and else the released ``iformer_small``.
         analysis: The folder of ``iformer analyze --labelled`` from which measured accuracies are taken.
+        search: The folder of ``iformer search`` from which ramps are taken.
 
     Raises:
         ValueError: There is no such model.
         OSError: A model cannot be read or downloaded.
     """
 
-    def __init__(self, references: Sequence[str] = (), analysis: Path = Path("runs/analysis")) -> None:
-        self.analysis = analysis
+    def __init__(
+        self,
+        references: Sequence[str] = (),
+        analysis: Path = Path("runs/analysis"),
+        search: Path = Path("runs/ramp_search"),
+    ) -> None:
+        self.analysis, self.search = analysis, search
         self.models = {name: open_model(name) for name in references} if references else _default()
         for model in self.models.values():
             model.network.to(find_device("auto"))

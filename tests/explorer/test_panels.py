@@ -252,6 +252,19 @@ def test_the_recipe_line_trains_the_ramp(name: str, iformer: Command, tmp_path: 
     assert tuple(map(int, re.findall(r"\d+", shown[1]))) == ramp.own(name)
 
 
+def test_ramps_that_a_search_has_found_can_be_begun_with(tmp_path: Path, folders: Folders) -> None:
+    own, best = list(ramp.own("iformer_nano")), [0, 1, 6, 6, 6]
+    front = [{"attention_heads": heads, "validation_accuracy": 0.5} for heads in (own, best)]
+    for model, ramps in (("iformer_nano", 2), ("resnet18", 0), ("iformer_small", 0)):  # 5 blocks are not iformer_small
+        (tmp_path / "search.json").write_text(json.dumps({"model": model, "front": front}))
+        assert len(ramp.found(tmp_path)) == ramps
+        if ramps:
+            with closing(Workbench([folders.colour], search=tmp_path)) as bench:
+                assert Ramp(bench).beginnings["iformer_nano, found 2"] == ("iformer_nano", tuple(best))
+    (tmp_path / "search.json").write_text("{")
+    assert ramp.found(tmp_path) == {}
+
+
 def test_latency_is_measured_on_request(bench: Workbench) -> None:
     heads = [0, *ramp.own("iformer_nano")[1:]]
     html = Ramp(bench).latency_view("iformer_nano", heads)
