@@ -157,7 +157,7 @@ class Branches:
             block: The block, counted from 0 over the whole network.
             place: The position from the left and from the top, each from 0 to 1.
             head: The head, or :data:`ALL_HEADS` for their mean.
-            strength: The share of the attention in what is shown, from 0 to 1.
+            strength: How strongly the attention covers the picture, from 0 to 1.
 
         Raises:
             ValueError: There is no picture, or the model has no Inception mixers.
@@ -167,8 +167,9 @@ class Branches:
         chosen = _chosen(blocks, block)
         if chosen.queries is None:
             return html.note("This block has no attention: all of its heads are high frequency.")
-        weights = attention_at(chosen, place, head)
-        overlay = pictures.blended(shown, weights / weights.max(), strength)
+        weights = attention_at(chosen, place, head) * chosen.grid[0] * chosen.grid[1]
+        heat = _spread(torch.from_numpy(weights)).sqrt()  # a single place often has most of it
+        overlay = pictures.blended(shown, heat.numpy(), strength)
         row, column = position(chosen.grid, place)
         return html.render(
             "attention",
@@ -176,8 +177,8 @@ class Branches:
             left=100 * (column + 0.5) / chosen.grid[1],
             top=100 * (row + 0.5) / chosen.grid[0],
             grid=f"{chosen.grid[1]} × {chosen.grid[0]}",
-            most=100 * weights.max(),
-            uniform=100 / weights.size,
+            least=weights.min(),
+            most=weights.max(),
         )
 
 
@@ -292,6 +293,7 @@ def _column(seen: Seen, branch: str) -> dict[str, Any]:
         "points": [
             {
                 "name": name,
+                "file": f"stage_{seen.stage}_block_{seen.number}_{branch}_{name}",
                 "count": maps.count,
                 "map": pictures.data_uri(grey(maps.strength)),
                 "channels": [pictures.data_uri(grey(each)) for each in maps.channels],

@@ -86,7 +86,7 @@ class Classify:
             file: The picture's file.
             names: The models, side by side.
             chosen: The class that is explained; None for the most probable one of each model.
-            strength: The share of the Grad-CAM map in what is shown, from 0 to 1.
+            strength: How strongly the Grad-CAM map covers the picture, from 0 to 1.
 
         Raises:
             ValueError: There is no picture, or a model is no classifier.

@@ -1,4 +1,4 @@
-"""What all panels of the explorer's page share: the picture and the models, when a panel is filled, and its events."""
+"""What all panels of the explorer's page share: the picture and the model, when a panel is filled, and its events."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,9 +10,6 @@ import gradio as gr
 from iformer.explorer import html
 from iformer.explorer.workbench import Workbench
 from iformer_command.terminal import ITEM_ERRORS, reason
-
-ALONE = "none"
-"""The choice of no second model."""
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "always_last"}
 LOUD: dict[str, Any] = {**PRIVATE, "show_progress": "full"}
@@ -26,7 +23,8 @@ element.addEventListener('click', event => {
   const save = event.target.closest('[data-save]');
   if (save) {
     const link = document.createElement('a');
-    link.href = save.closest('figure').querySelector('img').src;
+    const picture = save.tagName === 'IMG' ? save : save.closest('figure').querySelector('img');
+    link.href = picture.src;
     link.download = save.dataset.save + (link.href.startsWith('data:image/png') ? '.png' : '.jpg');
     link.click();
   }
@@ -54,7 +52,7 @@ def part(name: str) -> Any:
 
 
 class Frame:
-    """What all panels share: the picture, the models, and which panel is open. It is made inside the page.
+    """What all panels share: the picture, the model, and which panel is open. It is made inside the page.
 
     Args:
         bench: The models.
@@ -63,7 +61,6 @@ class Frame:
     Attributes:
         picture: The file of the picture, as it was given: the panels read and check it themselves.
         model: The component of the model.
-        beside: The component of the model that is shown beside it.
         first: The name of the panel that is open at the beginning.
     """
 
@@ -85,19 +82,11 @@ class Frame:
         # Without preprocessing Gradio hands over its file's name, and does not read the file.
         given.change(lambda file: file and file["path"], given, self.picture, preprocess=False, **QUIET)
         self.model = gr.Dropdown(names, value=names[0], label="Model", elem_id="ex-model", filterable=False)
-        self.beside = gr.Dropdown(
-            [ALONE, *names],
-            value=ALONE,
-            label="Side by side with",
-            visible=len(names) > 1,
-            elem_id="ex-beside",
-            filterable=False,
-        )
 
     def show(
         self, tab: gr.Tab, name: str, panel: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
     ) -> list[Any]:
-        """Show a panel when its tab is opened, and when the picture or a model changes while it is open.
+        """Show a panel when its tab is opened, and when the picture or the model changes while it is open.
 
         Args:
             tab: The tab.
@@ -113,9 +102,8 @@ class Frame:
         def refreshed(current: str, *arguments: Any) -> Any:
             return panel(*arguments) if current == name else [gr.skip() for _ in outputs]
 
-        changes = [self.picture.change, self.model.change, self.beside.change]
         opened = tab.select(lambda: name, outputs=self.current, **QUIET).then(panel, inputs, outputs, **LOUD)
-        changed = gr.on(changes, refreshed, [self.current, *inputs], outputs, **LOUD)
+        changed = gr.on([self.picture.change, self.model.change], refreshed, [self.current, *inputs], outputs, **LOUD)
         return [opened, changed]
 
 

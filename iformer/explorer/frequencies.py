@@ -1,5 +1,7 @@
 """The panel Frequencies: a picture without its high or low frequencies, and what a classifier says about it then."""
 
+import csv
+import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import Tensor
 from iformer.explorer import charts, html, pictures
 from iformer.explorer.classify import bar
 from iformer.explorer.pictures import Picture
-from iformer.explorer.workbench import Results, View, Workbench, probabilities
+from iformer.explorer.workbench import TASKS, Results, View, Workbench, probabilities
 from iformer.frequency import fourier
 from iformer.frequency.inputs import displayed
 from iformer.frequency.sensitivity import CUT_OFFS
@@ -124,7 +126,7 @@ class Frequencies:
             picture=pictures.data_uri(found.seen),
             spectrum=pictures.data_uri(found.spectrum),
             bars=bars,
-            kind=kind,
+            task=TASKS.get(self.bench.whole(name).task),
             words=f"{'up to' if kind == LOW else 'above'} {cut_off:.2f} π",
             radius=cut_off,
             centre=found.centre,
@@ -142,13 +144,19 @@ class Frequencies:
         model = self.bench.classifier(name)
         values = self.curve(name, picture)
         index = int(values[LOW][-1].argmax())
-        lines = {f"{model.class_names[index]}": (100 * values[kind][:, index]).tolist()}
+        lines = {model.class_names[index]: (100 * values[kind][:, index]).tolist()}
         measured = self.measured(name, model)
         if measured:
             lines[f"accuracy on {measured.images:,} images"] = measured.accuracies[kind]
-        chart = charts.lines(CUT_OFFS, lines, cut_off)
-        how = html.command("iformer", "analyze", "--labelled", "FOLDER", "--model", name)
-        return html.render("curve", chart=chart, kind=kind, measured=measured, how=how, analysis=self.bench.analysis)
+        return html.render(
+            "curve",
+            chart=charts.lines(CUT_OFFS, lines, cut_off),
+            csv=pictures.text_uri(table(lines), "text/csv"),
+            kind=kind,
+            name=model.class_names[index],
+            measured=measured,
+            how=html.command("iformer", "analyze", "--labelled", "FOLDER", "--model", name),
+        )
 
     def measured(self, name: str, model: Model) -> Measured | None:
         """Return the accuracies that were measured for a model; None if there are none, or their file is another's."""
@@ -166,6 +174,13 @@ class Frequencies:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return None
+
+
+def table(lines: dict[str, list[float]]) -> str:
+    """Return curves of percentages at :data:`CUT_OFFS`, by name, as a table of comma-separated values."""
+    rows = [["cut-off / pi", *lines], *zip(CUT_OFFS, *lines.values(), strict=True)]
+    csv.writer(text := io.StringIO()).writerows(rows)
+    return text.getvalue()
 
 
 def filter_images(images: Tensor, kind: str, cut_off: float) -> Tensor:

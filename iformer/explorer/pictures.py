@@ -1,4 +1,4 @@
-"""Pictures on the page: reading what a user gives, pictures that come along, and pictures as text for HTML."""
+"""Pictures on the page: reading what a user gives, and pictures as text for HTML."""
 
 import base64
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from iformer.common.images import FORMATS, decode_image
 from iformer_command.terminal import printable
@@ -53,7 +53,7 @@ def read(file: str | None) -> Picture:
         ValueError: There is none, it is not readable as an image, or it is too large. The message is for the page.
     """
     if not file:
-        raise ValueError("Drop a picture on the left, paste one, or choose an example.")
+        raise ValueError("There is no picture: drop, upload or paste one, or choose an example.")
     path = Path(file)
     name = printable(path.name)
     try:
@@ -130,61 +130,14 @@ def shown(values: np.ndarray) -> Image.Image:
 
 
 def blended(picture: Image.Image, heat: np.ndarray, strength: float) -> Image.Image:
-    """Return a picture under a heat map.
+    """Return a picture under a heat map, through which it is seen where the map is low.
 
     Args:
         picture: The picture.
         heat: The heat map ``(h, w)`` from 0 to 1, which is resized smoothly to the picture.
-        strength: The share of the heat map, from 0 to 1.
+        strength: How strong the map is, from 0 to 1; from a half on its hottest places hide the picture.
     """
-    smooth = Image.fromarray(np.asarray(heat, np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
-    return Image.blend(picture, coloured(np.asarray(smooth).clip(0, 1), HEAT), strength)
-
-
-def examples(folder: Path, clothes_first: bool = False) -> list[Path]:
-    """Write the pictures that come along into a folder, and return their files, the first of which is shown first.
-
-    The portrait of Grace Hopper is a work of the US Navy in the public domain, which comes with matplotlib. The others
-    are drawn here.
-    """
-    portrait = Image.open(Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")).convert("RGB")
-    drawn = {"portrait.jpg": portrait, "boot.png": boot(), "shirt.png": shirt(), "rings.png": rings()}
-    files = []
-    for name, image in drawn.items():
-        image.save(folder / name)
-        files.append(folder / name)
-    return files[1:] + files[:1] if clothes_first else files
-
-
-def rings(side: int = 320) -> Image.Image:
-    """Return a zone plate: rings whose frequency grows from 0 in the centre to π at the middle of each edge."""
-    places = np.arange(side) - (side - 1) / 2
-    squares = places[:, None] ** 2 + places**2
-    wave = 0.5 + 0.5 * np.cos(np.pi * squares / side)
-    colours = np.stack([wave, 0.25 + 0.6 * wave, 0.55 + 0.3 * wave], -1)
-    return from_values(colours)
-
-
-def shirt(side: int = 280) -> Image.Image:
-    """Return a bright T-shirt on black, as in Fashion-MNIST."""
-    half = [(12, 5), (9, 3), (2, 7), (5, 13), (8, 11), (8, 26)]
-    mirrored = [(28 - x, y) for x, y in reversed(half)]
-    return _drawn(side, half + mirrored, [(10, 12, 18, 12), (10, 15, 18, 15)])
-
-
-def boot(side: int = 280) -> Image.Image:
-    """Return a bright ankle boot on black, as in Fashion-MNIST."""
-    points = [(3, 8), (12, 7), (13, 13), (20, 15), (26, 18), (26, 22), (12, 22), (11, 21), (8, 22), (3, 22), (2, 15)]
-    return _drawn(side, points, [(3, 20, 26, 20), (12, 10, 8, 11), (13, 13, 9, 14)])
-
-
-def _drawn(side: int, outline: list[tuple[int, int]], lines: list[tuple[int, int, int, int]]) -> Image.Image:
-    """Return a bright shape on black, whose coordinates are those of a picture of 28 pixels."""
-    scale = side / 28
-    image = Image.new("RGB", (side, side))
-    pen = ImageDraw.Draw(image)
-    pen.polygon([(x * scale, y * scale) for x, y in outline], fill=(205, 205, 205))
-    for line in lines:
-        pen.line([value * scale for value in line], fill=(130, 130, 130), width=round(scale))
-    shade = np.linspace(0.8, 1.1, side)[:, None, None] * np.asarray(image, np.float32)
-    return Image.fromarray(shade.clip(0, 255).astype(np.uint8))
+    resized = Image.fromarray(np.asarray(heat, np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
+    smooth = np.asarray(resized).clip(0, 1)
+    opacity = Image.fromarray((255 * (2 * strength * smooth).clip(0, 1)).round().astype(np.uint8))
+    return Image.composite(coloured(smooth, HEAT), picture, opacity)

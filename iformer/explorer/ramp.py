@@ -5,7 +5,7 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from iformer.benchmark.configurations import Configuration
 from iformer.benchmark.process import MeasuredProcess
 from iformer.benchmark.rounds import in_rounds
-from iformer.explorer import html
+from iformer.explorer import html, pictures
 from iformer.explorer.workbench import Results, View, Workbench
 from iformer.models import saved
 from iformer.models.presets import PRESETS
@@ -55,7 +55,7 @@ class Ramp:
         self.bench = bench
         self.beginnings = {name: (name, own(name)) for name in NAMES} | found(bench.search)
         self.costs: Results[Cost] = Results(bench, 512)
-        self.latencies: Results[tuple[float, float]] = Results(bench, 32)
+        self.latencies: Results[tuple[float, float]] = Results(bench.measuring, 32)
 
     def cost(self, preset: str, heads: tuple[int, ...]) -> Cost:
         """Return what a preset costs with another ramp.
@@ -95,7 +95,15 @@ class Ramp:
             figure("Parameters", now.parameters, before.parameters, 1e6, "M"),
             figure("Multiply-adds", now.multiply_adds, before.multiply_adds, 1e9, "G"),
         ]
-        content = html.render("ramp", rows=rows, preset=preset, changed=ramp != own(preset), side=now.input_size[-1])
+        figures = {"model": preset, "attention_heads": ramp, **asdict(now)}
+        content = html.render(
+            "ramp",
+            rows=rows,
+            preset=preset,
+            changed=ramp != own(preset),
+            side=now.input_size[-1],
+            saved=pictures.text_uri(json.dumps(figures, indent=2)),
+        )
         return View(content, html.same(("Train it", recipe(preset, ramp)), ("Python", program(preset, ramp))))
 
     def latency_view(self, preset: str, heads: Sequence[int]) -> str:

@@ -83,9 +83,8 @@ class Scenes:
         content = html.render(
             "scene",
             picture=pictures.data_uri(drawn),
-            what=_counted(len(shown), "object"),
+            what=f"{_counted(len(shown), 'object')} with a score of {threshold:.0%} at least".replace("%", " %"),
             more=len(result["objects"]) - len(shown),
-            threshold=threshold,
             bars=[_row(item, model) for item in shown[:LISTED]],
             rest=max(0, len(shown) - LISTED),
             file="objects",

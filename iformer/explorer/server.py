@@ -16,7 +16,7 @@ os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1"
 
 import gradio as gr
 
-from iformer.explorer import pictures
+from iformer.explorer import examples, pictures
 from iformer.explorer.page import build
 from iformer.explorer.workbench import Workbench
 from iformer_command.terminal import say
@@ -42,6 +42,14 @@ def give_memory_back() -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
         for parameter, value in ((M_MMAP_THRESHOLD, 2**20), (M_ARENA_MAX, 1)):
             mallopt(parameter, value)
+
+
+def first_picture(bench: Workbench) -> str:
+    """Return the name of the example that suits the first model."""
+    name = bench.names[0]
+    if bench.whole(name).task != "classification":
+        return "street"
+    return "boot" if bench.models[name].channels == 1 else "portrait"  # clothes, as those that the demo learns
 
 
 @contextmanager
@@ -70,8 +78,7 @@ def serving(
     uploads = tempfile.TemporaryDirectory(prefix="iformer-explorer-")
     with uploads as folder, closing(Workbench(models, analysis, search)) as bench:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        greyscale = bench.models[bench.names[0]].channels == 1  # as Fashion-MNIST, on which the demo's is trained
-        blocks = build(bench, pictures.examples(Path(folder), clothes_first=greyscale))
+        blocks = build(bench, examples.write(Path(folder), first_picture(bench)))
         blocks.queue(max_size=WAITING, default_concurrency_limit=1)
         font: Any = ["system-ui", "sans-serif"]  # Gradio's own would be fetched
         try:
@@ -91,7 +98,7 @@ def serving(
                 enable_monitoring=False,
                 ssr_mode=False,
                 mcp_server=False,
-                theme=gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"]),
+                theme=gr.themes.Default(primary_hue="blue", font=font, font_mono=["ui-monospace", "monospace"]),
                 css_paths=STYLE,
             )
             yield address

@@ -4,13 +4,16 @@ from typing import Any
 
 import gradio as gr
 
-from iformer.explorer import ramp
+from iformer.explorer import html, ramp
 from iformer.explorer.branches import ALL_HEADS, Branches
 from iformer.explorer.classify import Choice, Classify
-from iformer.explorer.frame import ALONE, LOUD, QUIET, Frame, part, same, told
+from iformer.explorer.frame import LOUD, QUIET, Frame, part, same, told
 from iformer.explorer.frequencies import HIGH, LOW, Frequencies
 from iformer.explorer.ramp import Ramp
 from iformer.explorer.scenes import Scenes
+
+ALONE = "none"
+"""The choice of no second model."""
 
 CENTRE = (0.5, 0.5)
 
@@ -28,13 +31,27 @@ def classify(frame: Frame, blocks: gr.Blocks) -> None:
         return show(file, name, beside, strength, panel.choice([name, beside][int(column)], int(index)))
 
     with gr.Tab("Classify", id="classify") as tab:
-        strength = gr.Slider(0, 1, 0.5, step=0.05, label="Grad-CAM over the picture", elem_id="ex-strength")
+        with gr.Row():
+            strength = gr.Slider(
+                0, 1, 0.5, step=0.05, label="Grad-CAM over the picture", elem_id="ex-strength", scale=2, min_width=240
+            )
+            beside = gr.Dropdown(
+                [ALONE, *frame.bench.names],
+                value=ALONE,
+                label="Side by side with",
+                visible=len(frame.bench.names) > 1,
+                elem_id="ex-beside",
+                filterable=False,
+                scale=1,
+                min_width=200,
+            )
         view, chosen = part("ex-classify"), gr.State(None)
         outputs = [view, same(), chosen]
-    inputs = [frame.picture, frame.model, frame.beside, strength]
+    inputs = [frame.picture, frame.model, beside, strength]
     frame.show(tab, "classify", told(show, "", None), inputs, outputs)
     if frame.first == "classify":
         blocks.load(told(show, "", None), inputs, outputs, **LOUD)
+    beside.input(told(show, "", None), [*inputs, chosen], outputs, **LOUD)
     view.pick(told(pick, "", None), inputs, outputs, **QUIET)
     strength.input(told(show, "", None), [*inputs, chosen], outputs, **QUIET)
 
@@ -56,8 +73,10 @@ def frequency(frame: Frame, blocks: gr.Blocks) -> None:
 
     with gr.Tab("Frequencies", id="frequencies") as tab:
         with gr.Row():
-            kind = gr.Radio([LOW, HIGH], value=LOW, label="Keep", elem_id="ex-kind", scale=1, min_width=200)
-            cut_off = gr.Slider(0, 1.41, 0.25, step=0.01, label="Cut-off in π", elem_id="ex-cut-off", scale=3)
+            kind = gr.Radio([LOW, HIGH], value=LOW, label="Keep", elem_id="ex-kind", scale=1, min_width=290)
+            cut_off = gr.Slider(
+                0, 1.41, 0.25, step=0.01, label="Cut-off in π", elem_id="ex-cut-off", scale=3, min_width=260
+            )
         view, drawn = part("ex-frequencies"), gr.HTML(elem_id="ex-curve", apply_default_css=False)
         outputs = [view, same()]
     inputs = [frame.picture, frame.model, kind, cut_off]
@@ -94,9 +113,9 @@ def branch(frame: Frame, blocks: gr.Blocks) -> None:
         view = part("ex-branches")
         with gr.Row(elem_id="ex-attention"):
             with gr.Column(scale=1, min_width=220):
-                gr.HTML('<h3 class="ex-title">Attention</h3><p class="ex-hint">Click in the picture.</p>')
+                gr.HTML(html.render("attention_title"), apply_default_css=False)
                 head = gr.Dropdown([ALL_HEADS], value=ALL_HEADS, label="Head", filterable=False)
-                strength = gr.Slider(0, 1, 0.6, step=0.05, label="Attention over the picture")
+                strength = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity")
             with gr.Column(scale=2, min_width=260):
                 attended = part("ex-attended")
         rest = same()
@@ -139,9 +158,9 @@ def ramps(frame: Frame, blocks: gr.Blocks) -> None:
     blank = ("", gr.skip(), "")
     tab.select(lambda: "ramp", outputs=frame.current, **QUIET)
     blocks.load(told(start, *blank, ""), name, [*outputs, sliders], **QUIET)
-    name.input(told(start, *blank, ""), name, [*outputs, sliders], **QUIET)
-    sliders.slide(told(slide, *blank), name, outputs, **QUIET)
-    asked.click(told(measure), [name, heads], latency, **LOUD)
+    measuring = asked.click(told(measure), [name, heads], latency, **LOUD)
+    name.input(told(start, *blank, ""), name, [*outputs, sliders], cancels=measuring, **QUIET)
+    sliders.slide(told(slide, *blank), name, outputs, cancels=measuring, **QUIET)
 
 
 def scenes(frame: Frame, blocks: gr.Blocks) -> None:

@@ -20,6 +20,9 @@ from iformer.models.saved import Model
 DEMO = Path("runs/demo")
 """The folder that ``make demo`` leaves behind."""
 
+TASKS = {"detection": "detector", "segmentation": "segmenter"}
+"""What models of other tasks than classification are called."""
+
 T = TypeVar("T")
 
 
@@ -36,7 +39,22 @@ class View:
     same: str = ""
 
 
-class Workbench:
+class Thread:
+    """A thread in which functions are called, one after the other."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "explorer")
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Return what a function returns, which is called in the thread."""
+        return self._thread.submit(function).result()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+class Workbench(Thread):
     """Opened models, and one thread in which all computing is done.
 
     One thread is enough, because PyTorch uses all cores, and more would each keep memory of their own.
@@ -46,6 +64,9 @@ class Workbench:
             been trained, and else the released ``iformer_small``.
         analysis: The folder of ``iformer analyze --labelled`` from which measured accuracies are taken.
         search: The folder of ``iformer search`` from which ramps are taken.
+
+    Attributes:
+        measuring: A thread that waits for measurements in other processes, while this one goes on answering.
 
     Raises:
         ValueError: There is no such model.
@@ -62,17 +83,14 @@ class Workbench:
         self.models = {name: open_model(name) for name in references} if references else _default()
         for model in self.models.values():
             model.network.to(find_device("auto"))
+        super().__init__()
+        self.measuring = Thread()
         self.pictures: Results[Picture] = Results(self, 4)
-        self._thread = ThreadPoolExecutor(1, "explorer")
 
     @property
     def names(self) -> list[str]:
         """The references of the models, by which the page calls them."""
         return list(self.models)
-
-    def run(self, function: Callable[[], T]) -> T:
-        """Return what a function returns, which is called in the one thread."""
-        return self._thread.submit(function).result()
 
     def picture(self, file: str | None) -> Picture:
         """Return the picture in a file.
@@ -97,8 +115,8 @@ class Workbench:
         """
         model = self.whole(name)
         if model.task != "classification":
-            what = {"detection": "a detector", "segmentation": "a segmenter"}[model.task]
-            raise ValueError(f"{name} is {what} and names no class of the whole picture: see Objects and regions.")
+            what = TASKS[model.task]
+            raise ValueError(f"{name} is a {what} and names no class of the whole picture: see Objects and regions.")
         return model
 
     def inputs(self, name: str, picture: Picture) -> Tensor:
@@ -109,20 +127,21 @@ class Workbench:
         return prepared[None].to(model.device)
 
     def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(cancel_futures=True)
+        """End the threads."""
+        self.measuring.close()
+        super().close()
 
 
 class Results(Generic[T]):
     """Results by key, each computed once; those that were not used for longest are forgotten.
 
     Args:
-        bench: The workbench, in whose thread they are computed.
+        thread: The thread in which they are computed, which is the workbench but for measurements.
         most: The number of results that are kept.
     """
 
-    def __init__(self, bench: Workbench, most: int) -> None:
-        self.bench, self.most = bench, most
+    def __init__(self, thread: Thread, most: int) -> None:
+        self.thread, self.most = thread, most
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -132,7 +151,7 @@ class Results(Generic[T]):
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        return self.bench.run(lambda: self._computed(key, compute))
+        return self.thread.run(lambda: self._computed(key, compute))
 
     def _computed(self, key: Hashable, compute: Callable[[], T]) -> T:
         if key not in self._kept:  # another request may have computed it since

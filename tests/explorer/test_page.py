@@ -149,7 +149,7 @@ def test_objects_and_regions(page: Any, folders: Folders) -> None:
     open_tab(page, "Objects and regions")
     page.wait_for_selector("#ex-scenes img")
     settled(page, "#ex-scenes", lambda: set_slider(page, "#ex-threshold", 0))
-    assert re.search(r"[1-9]\d* objects? from 0 % on", page.locator("#ex-scenes").inner_text())
+    assert re.search(r"[1-9]\d* objects? with a score of 0 % at least", page.locator("#ex-scenes").inner_text())
     with page.expect_download() as saved:
         page.get_by_text("COCO JSON").first.click()
     assert json.loads(Path(saved.value.path()).read_text())["annotations"]
@@ -170,7 +170,7 @@ def test_wrong_pictures_are_a_sentence(which: str, told: str, page: Any, folders
 
 def test_no_picture_is_a_sentence(page: Any) -> None:
     page.locator("#ex-picture").get_by_role("button", name="Remove Image").first.click()
-    page.locator("#ex-classify .ex-note", has_text="Drop a picture").wait_for()
+    page.locator("#ex-classify .ex-note", has_text="There is no picture").wait_for()
 
 
 def test_a_hundred_clicks_and_a_closed_browser(page: Any, context: Any, server: Server) -> None:

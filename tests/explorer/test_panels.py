@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 from typer.main import get_command
 
-from iformer.explorer import pictures, ramp
+from iformer.explorer import examples, pictures, ramp
 from iformer.explorer.branches import ALL_HEADS, Branches, attention_at
 from iformer.explorer.classify import Classify
 from iformer.explorer.frequencies import HIGH, LOW, Frequencies
@@ -76,7 +76,7 @@ def test_classes_are_those_of_predict(bench: Workbench, folders: Folders, iforme
     view = Classify(bench).view(folders.photo, [folders.colour], None, 0.5)
     _, out, _ = iformer("predict", folders.photo, "--model", folders.colour, "--top", 4, "--json")
     classes = json.loads(out)[0]["classes"]
-    assert values(view.html) == pytest.approx([100 * each["probability"] for each in classes], abs=0.06)
+    assert values(view.html) == pytest.approx([100 * each["probability"] for each in classes], abs=0.1)
     assert "cat &lt;b&gt;" in view.html
     assert "cat <b>" not in view.html
     (picture,) = images(view.html)
@@ -311,7 +311,7 @@ def test_regions_are_those_of_predict(
     label_map = Image.open(io.BytesIO(base64.b64decode(link[1])))
     assert label_map.mode == "P"
     np.testing.assert_array_equal(np.asarray(label_map), np.asarray(Image.open(expected["labels"])))
-    assert values(view.html) == pytest.approx([100 * each["share"] for each in expected["classes"]], abs=0.06)
+    assert values(view.html) == pytest.approx([100 * each["share"] for each in expected["classes"]], abs=0.1)
     opaque = images(panel.view(folders.photo, folders.segmenter, 0.5, 1.0).html)[0]
     assert images(view.html)[0] != opaque
 
@@ -344,7 +344,12 @@ def test_a_picture_too_long_for_a_detectors_backbone_is_told(
 
 @pytest.mark.parametrize(
     ("which", "told"),
-    [(None, "Drop a picture"), ("broken", "broken.png: "), ("huge", "9000 × 9000 pixels"), ("gone", "no longer here")],
+    [
+        (None, "There is no picture"),
+        ("broken", "broken.png: "),
+        ("huge", "9000 × 9000 pixels"),
+        ("gone", "no longer here"),
+    ],
 )
 def test_wrong_pictures_are_told(which: str | None, told: str, bench: Workbench, folders: Folders) -> None:
     file = {None: None, "gone": "/nowhere/gone.png"}.get(which, getattr(folders, which or "photo", None))
@@ -402,8 +407,9 @@ def test_without_models_it_is_the_demo_that_was_trained(
 
 
 def test_pictures_come_along(tmp_path: Path) -> None:
-    files = pictures.examples(tmp_path)
+    files = examples.write(tmp_path, "street")
     assert len(files) >= 4
+    assert files[0].stem == "street"
     for file in files:
         assert varied(Image.open(file))
         assert file.stat().st_size < 300_000

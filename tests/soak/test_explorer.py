@@ -1,5 +1,6 @@
 """Random clicks on all that the explorer's page has, for as long as EXPLORER_SECONDS says: its memory does not grow."""
 
+import functools
 import os
 import random
 import time
@@ -79,7 +80,6 @@ def _act(page: Any, moments: random.Random, pictures: list[str], models: list[st
         lambda: open_tab(page, moments.choice(TABS)),
         lambda: upload(page, moments.choice(pictures)),
         lambda: choose(page, "#ex-model", moments.choice(models)),
-        lambda: choose(page, "#ex-beside", moments.choice(models)),
         lambda: any_of("#ex-examples button"),
         slide,
         slide,
@@ -89,8 +89,9 @@ def _act(page: Any, moments: random.Random, pictures: list[str], models: list[st
         lambda: any_of("#ex-kind label"),
         ramp,
     ]
-    if page.locator("#ex-preset >> visible=true").count():
-        actions.append(lambda: choose(page, "#ex-preset", moments.choice(NAMES)))
+    for place, choices in (("#ex-beside", models), ("#ex-preset", NAMES)):
+        if page.locator(f"{place} >> visible=true").count():
+            actions.append(functools.partial(choose, page, place, moments.choice(choices)))
     try:
         moments.choice(actions)()
     except Exception as error:  # what was to be clicked is gone or covered by what has just changed
