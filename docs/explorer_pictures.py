@@ -1,11 +1,11 @@
 """The pictures of the explorer's page in docs/images/, taken in Chromium.
 
     iformer demo
-    python docs/explorer_pictures.py runs/demo runs/cifar10 runs/coco/tiny runs/camvid --scene street.jpg
+    python docs/explorer_pictures.py runs/demo runs/coco/tiny runs/camvid
 
-The first model is shown in the panels Classify, Frequencies, Branches and Ramp; the last one, a detector or segmenter,
-in Objects and regions, on the picture that --scene names. --all takes every panel at 1280 and at 400 pixels of width,
-in light and in dark, to look at them after a change.
+The first model, a classifier, is shown in the panels Classify, Frequencies, Branches and Ramp; the last one, a detector
+or segmenter, in Objects and regions, on the street that comes along. --all takes every panel at 1280 and at 400 pixels
+of width, in light and in dark, to look at them after a change.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PANELS = {
 VIEWS = ((1280, "light"), (400, "dark"), (1280, "dark"), (400, "light"))
 
 
-def take(models: list[str], scene: str, output: Path, every: bool) -> None:
+def take(models: list[str], output: Path, every: bool) -> None:
     """Write a picture of each panel, or of each at each width and in both styles."""
     output.mkdir(parents=True, exist_ok=True)
     with serving(models) as address, sync_playwright() as playwright:
@@ -39,34 +39,32 @@ def take(models: list[str], scene: str, output: Path, every: bool) -> None:
             page.goto(f"{address}?__theme={colours}")
             page.wait_for_selector(PANELS["Classify"])
             for panel, complete in PANELS.items():
-                _open(page, panel, models[-1], scene)
+                _open(page, panel, models[-1])
                 page.wait_for_selector(complete)
                 page.mouse.move(0, 0)
-                page.wait_for_timeout(800)  # what moves comes to rest
+                page.wait_for_timeout(2000)  # what moves comes to rest
                 name = panel.split()[0].lower() + (f"_{width}_{colours}" if every else "")
                 page.screenshot(path=output / f"explorer_{name}.png", full_page=True)
             page.close()
         browser.close()
 
 
-def _open(page: Any, panel: str, model: str, scene: str) -> None:
+def _open(page: Any, panel: str, model: str) -> None:
     page.get_by_role("tab", name=panel, exact=True).click()
     if panel == "Objects and regions":
         page.locator("#ex-model input").click()
         page.get_by_role("option", name=model, exact=True).click()
-        page.locator("#ex-picture").get_by_role("button", name="Remove Image").first.click()
-        page.locator("#ex-picture input[type=file]").first.set_input_files(scene)
+        page.locator("#ex-examples button:has(img[src*=street])").click()
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="models, the last one a detector or segmenter")
-    parser.add_argument("--scene", required=True, help="a picture for the detector or segmenter")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images")
     parser.add_argument("--all", action="store_true", help="every width and style")
     arguments = parser.parse_args()
-    take(arguments.models, arguments.scene, arguments.output, arguments.all)
+    take(arguments.models, arguments.output, arguments.all)
 
 
 if __name__ == "__main__":

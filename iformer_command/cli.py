@@ -29,6 +29,9 @@ app = typer.Typer(help="iFormer, the Inception Transformer (NeurIPS 2022).", no_
 
 MODEL_HELP = "A saved model's folder, the name of one of timm's models, a released file, or hf-hub:USER/NAME."
 
+EXTRAS = {"gradio": "explore", "optuna": "search"}
+"""The extra with which a package is installed that not everybody needs."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
@@ -70,7 +73,9 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         raise
     except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed", as_json)
+        extra = EXTRAS.get(error.name or "")
+        advice = f'; run pip install "iformer-inception[{extra}]"' if extra else ""
+        return _fail(f"{error.name} is not installed{advice}", as_json)
     except (OSError, ValueError, MemoryError, RecursionError) as error:
         return _fail(terminal.reason(error), as_json)
     except (KeyboardInterrupt, typer.Abort):

@@ -1,8 +1,10 @@
 """The server of the explorer's page, on this machine only unless told otherwise."""
 
 import ctypes
+import errno
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -25,6 +27,9 @@ M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 """Parameters of glibc's ``mallopt``."""
 
 STYLE = Path(__file__).with_name("explorer.css")
+
+PORTS = range(7860, 7960)
+"""The ports that are tried if none is given."""
 
 WAITING, AT_ONCE = 32, 4
 """The most requests that wait, and the threads that answer them."""
@@ -52,6 +57,27 @@ def first_picture(bench: Workbench) -> str:
     return "boot" if bench.models[name].channels == 1 else "portrait"  # clothes, as those that the demo learns
 
 
+def free_port(host: str, port: int | None) -> int:
+    """Return the port on which to listen; None for the first free one of :data:`PORTS`.
+
+    Raises:
+        OSError: The port is taken, or the host is no address of this machine.
+    """
+    for candidate in PORTS if port is None else [port]:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            try:
+                tried.bind((host, candidate))
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise OSError(f"--host {host}: {error.strerror}; expected an address of this machine") from None
+            else:
+                return candidate
+    if port is None:
+        raise OSError(f"all ports from {PORTS[0]} to {PORTS[-1]} are taken; give another one: --port N")
+    raise OSError(f"port {port} of {host} is taken or not allowed; give another one, or leave --port out")
+
+
 @contextmanager
 def serving(
     models: Sequence[str] = (),
@@ -66,7 +92,7 @@ def serving(
     Args:
         models: The models, see :class:`iformer.explorer.workbench.Workbench`.
         host: The address on which to listen; ``0.0.0.0`` for all networks.
-        port: The port; None for the first free one from 7860 on.
+        port: The port; None for the first free one of :data:`PORTS`.
         analysis: The folder of ``iformer analyze`` from which measured accuracies are taken.
         search: The folder of ``iformer search`` from which ramps are taken.
         browser: Whether to open a browser.
@@ -75,6 +101,7 @@ def serving(
         ValueError: There is no such model.
         OSError: A model cannot be read, or the port is taken.
     """
+    port = free_port(host, port)
     uploads = tempfile.TemporaryDirectory(prefix="iformer-explorer-")
     with uploads as folder, closing(Workbench(models, analysis, search)) as bench:
         os.environ["GRADIO_TEMP_DIR"] = folder

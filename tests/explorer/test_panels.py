@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shlex
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from html import unescape
@@ -417,7 +419,12 @@ def test_pictures_come_along(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--model", "no/such/folder"], "no/such/folder"), (["--port", "0"], "--port"), (["--model", "a.onnx"], "a.onnx")],
+    [
+        (["--model", "no/such/folder"], "no/such/folder"),
+        (["--model", "a.onnx"], "a.onnx"),
+        (["--port", "0"], "--port"),
+        (["--host", "256.0.0.1"], "--host 256.0.0.1"),
+    ],
 )
 def test_mistakes_of_the_command_get_one_line(arguments: list[str], named: str, iformer: Command) -> None:
     pytest.importorskip("gradio")
@@ -425,3 +432,21 @@ def test_mistakes_of_the_command_get_one_line(arguments: list[str], named: str, 
     assert status == 2
     assert named in error
     assert error.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_told(iformer: Command) -> None:
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        status, _, error = iformer("explore", "--port", port, "--no-browser")
+    assert status == 2
+    assert error.count("\n") == 1
+    assert f"port {port} of 127.0.0.1 is taken" in error
+
+
+def test_a_missing_package_is_told_with_its_extra(iformer: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "iformer.explorer.server", raising=False)
+    status, _, error = iformer("explore")
+    assert status == 2
+    assert 'gradio is not installed; run pip install "iformer-inception[explore]"' in error
