@@ -39,7 +39,9 @@ def take(models: list[str], output: Path, every: bool) -> None:
             page.goto(f"{address}?__theme={colours}")
             page.wait_for_selector(PANELS["Classify"])
             for panel, complete in PANELS.items():
-                _open(page, panel, models[-1])
+                if panel == "Objects and regions":
+                    _give_a_street(page, models[-1])
+                page.get_by_role("tab", name=panel, exact=True).click()
                 page.wait_for_selector(complete)
                 page.mouse.move(0, 0)
                 page.wait_for_timeout(2000)  # what moves comes to rest
@@ -49,12 +51,12 @@ def take(models: list[str], output: Path, every: bool) -> None:
         browser.close()
 
 
-def _open(page: Any, panel: str, model: str) -> None:
-    page.get_by_role("tab", name=panel, exact=True).click()
-    if panel == "Objects and regions":
-        page.locator("#ex-model input").click()
-        page.get_by_role("option", name=model, exact=True).click()
-        page.locator("#ex-examples button:has(img[src*=street])").click()
+def _give_a_street(page: Any, model: str) -> None:
+    page.locator("#ex-model input").click()
+    page.get_by_role("option", name=model, exact=True).click()
+    page.locator("#ex-examples button:has(img[src*=street])").click()
+    page.wait_for_selector("#ex-picture img[src*=street]")
+    page.wait_for_timeout(1000)  # until the server has it
 
 
 def main() -> None:

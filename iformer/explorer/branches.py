@@ -149,7 +149,7 @@ class Branches:
     def attention_view(
         self, file: str | None, name: str, block: int, place: tuple[float, float], head: str, strength: float
     ) -> str:
-        """Return the picture with the attention of a position.
+        """Return the picture with the attention of a position, coloured where it is more than an even share.
 
         Args:
             file: The picture's file.
@@ -168,8 +168,8 @@ class Branches:
         if chosen.queries is None:
             return html.note("This block has no attention: all of its heads are high frequency.")
         weights = attention_at(chosen, place, head) * chosen.grid[0] * chosen.grid[1]
-        heat = _spread(torch.from_numpy(weights)).sqrt()  # a single place often has most of it
-        overlay = pictures.blended(shown, heat.numpy(), strength)
+        excess = np.log(weights.clip(1))  # as the network's own scores; often a single place has most of the attention
+        overlay = pictures.blended(shown, excess / max(excess.max(), 1e-6), strength)
         row, column = position(chosen.grid, place)
         return html.render(
             "attention",
@@ -177,7 +177,6 @@ class Branches:
             left=100 * (column + 0.5) / chosen.grid[1],
             top=100 * (row + 0.5) / chosen.grid[0],
             grid=f"{chosen.grid[1]} × {chosen.grid[0]}",
-            least=weights.min(),
             most=weights.max(),
         )
 
@@ -270,8 +269,8 @@ def grey(values: np.ndarray) -> Image.Image:
 
 def _small(values: Tensor) -> np.ndarray:
     """Return values ``(h, w)`` averaged to at most :data:`SHOWN` rows and columns."""
-    size = tuple(min(side, SHOWN) for side in values.shape)
-    return F.adaptive_avg_pool2d(values[None], size)[0].numpy()
+    height, width = values.shape
+    return F.adaptive_avg_pool2d(values[None], (min(height, SHOWN), min(width, SHOWN)))[0].numpy()
 
 
 def _spread(values: Tensor) -> Tensor:

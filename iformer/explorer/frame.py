@@ -93,7 +93,7 @@ class Frame:
             name: The panel's name.
             panel: The function that computes the outputs.
             inputs: The components whose values it takes.
-            outputs: The components that it fills.
+            outputs: The components that it fills; the first one shows that it is at work.
 
         Returns:
             The events after which the panel is complete.
@@ -102,8 +102,9 @@ class Frame:
         def refreshed(current: str, *arguments: Any) -> Any:
             return panel(*arguments) if current == name else [gr.skip() for _ in outputs]
 
-        opened = tab.select(lambda: name, outputs=self.current, **QUIET).then(panel, inputs, outputs, **LOUD)
-        changed = gr.on([self.picture.change, self.model.change], refreshed, [self.current, *inputs], outputs, **LOUD)
+        loud = {**LOUD, "show_progress_on": outputs[0]}
+        opened = tab.select(lambda: name, outputs=self.current, **QUIET).then(panel, inputs, outputs, **loud)
+        changed = gr.on([self.picture.change, self.model.change], refreshed, [self.current, *inputs], outputs, **loud)
         return [opened, changed]
 
 

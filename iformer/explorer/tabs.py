@@ -50,8 +50,8 @@ def classify(frame: Frame, blocks: gr.Blocks) -> None:
     inputs = [frame.picture, frame.model, beside, strength]
     frame.show(tab, "classify", told(show, "", None), inputs, outputs)
     if frame.first == "classify":
-        blocks.load(told(show, "", None), inputs, outputs, **LOUD)
-    beside.input(told(show, "", None), [*inputs, chosen], outputs, **LOUD)
+        blocks.load(told(show, "", None), inputs, outputs, show_progress_on=view, **LOUD)
+    beside.input(told(show, "", None), [*inputs, chosen], outputs, show_progress_on=view, **LOUD)
     view.pick(told(pick, "", None), inputs, outputs, **QUIET)
     strength.input(told(show, "", None), [*inputs, chosen], outputs, **QUIET)
 
@@ -181,7 +181,7 @@ def scenes(frame: Frame, blocks: gr.Blocks) -> None:
     hidden = gr.update(visible=False)
     frame.show(tab, "scenes", told(show, "", hidden, hidden), inputs, outputs)
     if frame.first == "scenes":
-        blocks.load(told(show, "", hidden, hidden), inputs, outputs, **LOUD)
+        blocks.load(told(show, "", hidden, hidden), inputs, outputs, show_progress_on=view, **LOUD)
     for moved in (threshold.input, opacity.input):
         moved(told(show, "", hidden, hidden), inputs, outputs, **QUIET)
 

@@ -222,6 +222,7 @@ def test_attention_of_a_place_is_what_the_network_computes(bench: Workbench, fol
     found = attention_at(blocks[0], (0.01, 0.99), ALL_HEADS)  # the lower left corner
     np.testing.assert_allclose(found, expected.numpy(), rtol=0.01)
     html = panel.attention_view(folders.photo, folders.colour, 0, (0.01, 0.99), ALL_HEADS, 0.6)
+    assert f"{found.max() * found.size:.1f} times" in html
     other = panel.attention_view(folders.photo, folders.colour, 0, (0.9, 0.1), "head 1", 0.6)
     assert html != other
     assert "no attention" in panel.attention_view(folders.photo, folders.colour, 1, (0.5, 0.5), ALL_HEADS, 0.6)
