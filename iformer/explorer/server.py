@@ -78,6 +78,13 @@ def free_port(host: str, port: int | None) -> int:
     raise OSError(f"port {port} of {host} is taken or not allowed; give another one, or leave --port out")
 
 
+def pass_proxies_by(host: str) -> None:
+    """Let this process reach its own page directly where a proxy is set; Gradio asks it whether it has started."""
+    for variable in ("no_proxy", "NO_PROXY"):
+        exceptions = [os.environ.get(variable), "localhost", "127.0.0.1", host]
+        os.environ[variable] = ",".join(filter(None, exceptions))
+
+
 @contextmanager
 def serving(
     models: Sequence[str] = (),
@@ -105,6 +112,7 @@ def serving(
     uploads = tempfile.TemporaryDirectory(prefix="iformer-explorer-")
     with uploads as folder, closing(Workbench(models, analysis, search)) as bench:
         os.environ["GRADIO_TEMP_DIR"] = folder
+        pass_proxies_by(host)
         blocks = build(bench, examples.write(Path(folder), first_picture(bench)))
         blocks.queue(max_size=WAITING, default_concurrency_limit=1)
         font: Any = ["system-ui", "sans-serif"]  # Gradio's own would be fetched

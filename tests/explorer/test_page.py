@@ -18,7 +18,8 @@ pytestmark = needs_a_browser
 def server(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     pytest.importorskip("gradio")
     models = [folders.colour, folders.grey, folders.detector, folders.segmenter]
-    with explore(models, tmp_path_factory.mktemp("server")) as running:
+    nowhere = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}  # so it fetches nothing
+    with explore(models, tmp_path_factory.mktemp("server"), **nowhere) as running:
         yield running
 
 
