@@ -102,5 +102,5 @@ def street(width: int = 480, height: int = 360) -> Image.Image:
     for x in (32, 44):
         oval(x, 72, 9, (20, 20, 22))
     oval(86, 51.5, 7, (200, 160, 130))
-    grain = np.asarray(image, np.float32) + random.normal(0, 6, (height, width, 1))
+    grain = np.asarray(image, np.float32) + random.normal(0, 3, (height, width, 1))
     return Image.fromarray(grain.clip(0, 255).astype(np.uint8))

@@ -42,8 +42,16 @@ def page(context: Any, server: Server, folders: Folders) -> Iterator[Any]:
     opened.on("pageerror", lambda error: failures.append(str(error)))
     opened.goto(server.address)
     opened.wait_for_selector("#ex-classify .ex-bars")
+    example = opened.locator("#ex-classify .html-container").inner_html()
     upload(opened, folders.photo)
     opened.wait_for_function("document.querySelector('#ex-picture img')?.src.includes('photo')")
+    opened.wait_for_function(
+        """example => {
+          const shown = document.querySelector('#ex-classify .html-container');
+          return shown.querySelector('.ex-bars') && shown.innerHTML !== example;
+        }""",
+        arg=example,
+    )
     yield opened
     opened.close()
     assert not [url for url in elsewhere if not url.startswith((server.address, "data:", "blob:"))]
