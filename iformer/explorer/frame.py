@@ -51,6 +51,15 @@ def part(name: str) -> Any:
     return gr.HTML(js_on_load=LISTENER, apply_default_css=False, elem_id=name)
 
 
+def given_file(given: dict[str, Any] | None, folder: Path) -> str | None:
+    """Return the path of a picture that was given; None if none was, or one that is not in the folder of the page.
+
+    A browser could name any file of this machine otherwise.
+    """
+    file = Path(given["path"]).resolve() if given else None
+    return str(file) if file and file.is_relative_to(folder.resolve()) else None
+
+
 class Frame:
     """What all panels share: the picture, the model, and which panel is open. It is made inside the page.
 
@@ -80,7 +89,8 @@ class Frame:
         )
         gr.Examples([[str(file)] for file in examples], [given], label="Examples", elem_id="ex-examples")
         # Without preprocessing Gradio hands over its file's name, and does not read the file.
-        given.change(lambda file: file and file["path"], given, self.picture, preprocess=False, **QUIET)
+        take = functools.partial(given_file, folder=examples[0].parent)
+        given.change(take, given, self.picture, preprocess=False, **QUIET)
         self.model = gr.Dropdown(names, value=names[0], label="Model", elem_id="ex-model", filterable=False)
 
     def show(

@@ -361,6 +361,16 @@ def test_wrong_pictures_are_told(which: str | None, told: str, bench: Workbench,
     assert "\n" not in str(error.value)
 
 
+def test_only_what_was_given_to_the_page_is_read(folders: Folders, tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    from iformer.explorer.frame import given_file
+
+    assert given_file({"path": str(tmp_path / "upload/photo.png")}, tmp_path) == str(tmp_path / "upload/photo.png")
+    for other in (folders.photo, f"{tmp_path}/../photo.png", f"{tmp_path}-other/photo.png"):
+        assert given_file({"path": other}, tmp_path) is None
+    assert given_file(None, tmp_path) is None
+
+
 def test_large_files_are_refused_and_large_pictures_reduced(
     bench: Workbench, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
