@@ -228,7 +228,7 @@ def test_attention_of_a_place_is_what_the_network_computes(bench: Workbench, fol
     assert "no attention" in panel.attention_view(folders.photo, folders.colour, 1, (0.5, 0.5), ALL_HEADS, 0.6)
 
 
-@pytest.mark.parametrize("name", ["iformer_small", "iformer_nano", "iformer_small_attention_pool"])
+@pytest.mark.parametrize("name", ["iformer_small", "iformer_nano"])
 def test_costs_of_a_ramp_are_counted(name: str, bench: Workbench) -> None:
     panel = Ramp(bench)
     heads = list(ramp.own(name))
