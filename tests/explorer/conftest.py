@@ -1,5 +1,7 @@
 """Models for the explorer: a classifier, one of a single channel, a detector and a segmenter, all of a few channels."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 from iformer.detection.model import build as build_detector
+from iformer.explorer.workbench import Workbench
 from iformer.models import saved
 from iformer.segmentation.model import build as build_segmenter
 from tests.detection.conftest import CONFIG as DETECTOR
@@ -54,3 +57,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     Image.new("1", (9000, 9000)).save(here / "huge.png")
     names = ("colour", "grey", "detector", "segmenter", "photo.png", "broken.png", "huge.png")
     return Folders(*(str(here / name) for name in names))
+
+
+@pytest.fixture(scope="session")
+def bench(folders: Folders) -> Iterator[Workbench]:
+    with closing(Workbench([folders.colour, folders.grey, folders.detector, folders.segmenter])) as opened:
+        yield opened

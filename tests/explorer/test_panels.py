@@ -1,13 +1,11 @@
 """What the explorer's panels show, without a browser."""
 
 import base64
+import csv
 import io
 import json
 import re
 import shlex
-import socket
-import sys
-from collections.abc import Iterator
 from contextlib import closing
 from html import unescape
 from pathlib import Path
@@ -20,7 +18,7 @@ from PIL import Image
 from torch import nn
 from typer.main import get_command
 
-from iformer.explorer import examples, pictures, ramp
+from iformer.explorer import ramp
 from iformer.explorer.branches import ALL_HEADS, Branches, attention_at
 from iformer.explorer.classify import Classify
 from iformer.explorer.frequencies import HIGH, LOW, Frequencies
@@ -35,12 +33,6 @@ from iformer_command import cli
 from tests.conftest import Command
 from tests.explorer.conftest import CLASSES, Folders
 from tests.networks import small
-
-
-@pytest.fixture(scope="module")
-def bench(folders: Folders) -> Iterator[Workbench]:
-    with closing(Workbench([folders.colour, folders.grey, folders.detector, folders.segmenter])) as opened:
-        yield opened
 
 
 class Passes:
@@ -58,6 +50,12 @@ def images(html: str) -> list[Image.Image]:
     """The pictures in HTML."""
     found = re.findall(r'src="data:image/(?:png|jpeg);base64,([^"]+)"', html)
     return [Image.open(io.BytesIO(base64.b64decode(each))) for each in found]
+
+
+def linked(name: str, html: str) -> bytes:
+    """The content of a file that HTML offers to save."""
+    (found,) = re.findall(rf'download="{name}" href="data:[^,]+;base64,([^"]+)"', html)
+    return base64.b64decode(found)
 
 
 def values(html: str) -> list[float]:
@@ -153,7 +151,12 @@ def test_the_curve_goes_through_what_the_slider_shows(bench: Workbench, folders:
     for kind in (LOW, HIGH):
         shown = panel.filtered(folders.colour, picture, kind, 1 / 2).probabilities
         np.testing.assert_allclose(curve[kind][place], shown, atol=1e-5)
-    assert "<polyline" in panel.curve_view(folders.photo, folders.colour, HIGH, 0.3)
+    html = panel.curve_view(folders.photo, folders.colour, HIGH, 0.3)
+    assert "<polyline" in html
+    rows = list(csv.reader(linked("curve.csv", html).decode().splitlines()))
+    assert [float(row[0]) for row in rows[1:]] == list(CUT_OFFS)
+    best = CLASSES.index(rows[0][1])
+    np.testing.assert_allclose([float(row[1]) / 100 for row in rows[1:]], curve[HIGH][:, best], atol=1e-6)
 
 
 def test_measured_accuracy_stands_beside_the_curve(
@@ -239,6 +242,7 @@ def test_costs_of_a_ramp_are_counted(name: str, bench: Workbench) -> None:
     assert cost.multiply_adds == count(network, network.pretrained_cfg["input_size"]).multiply_adds()
     view = panel.view(name, heads)
     assert f"Changed from {name}" in view.html
+    assert json.loads(linked("ramp.json", view.html))["attention_heads"] == heads
     assert panel.sliders(name, heads).count("<input") == len(heads)
     exec(compile(code(view.same)[1], name, "exec"), names := {})
     assert [h for stage in names["model"].attention_heads for h in stage] == heads  # type: ignore[attr-defined]
@@ -291,9 +295,7 @@ def test_objects_are_those_of_predict(
     assert passes.count == 1  # the threshold only redraws
     assert images(everything.html)[0] != images(nothing.html)[0]
     assert "no objects" in nothing.html
-    link = re.search(r'objects\.json" href="data:application/json;base64,([^"]+)"', everything.html)
-    assert link
-    document = json.loads(base64.b64decode(link[1]))
+    document = json.loads(linked("objects.json", everything.html))
     monkeypatch.chdir(tmp_path)
     _, out, _ = iformer("predict", folders.photo, "--model", folders.detector, "--json")
     expected = json.loads(out)
@@ -309,9 +311,7 @@ def test_regions_are_those_of_predict(
     monkeypatch.chdir(tmp_path)
     _, out, _ = iformer("predict", folders.photo, "--model", folders.segmenter, "--json")
     (expected,) = json.loads(out)
-    link = re.search(r'labels\.png" href="data:image/png;base64,([^"]+)"', view.html)
-    assert link
-    label_map = Image.open(io.BytesIO(base64.b64decode(link[1])))
+    label_map = Image.open(io.BytesIO(linked("labels.png", view.html)))
     assert label_map.mode == "P"
     np.testing.assert_array_equal(np.asarray(label_map), np.asarray(Image.open(expected["labels"])))
     assert values(view.html) == pytest.approx([100 * each["share"] for each in expected["classes"]], abs=0.1)
@@ -345,45 +345,6 @@ def test_a_picture_too_long_for_a_detectors_backbone_is_told(
         Branches(bench).view(str(tmp_path / "long.png"), folders.detector, 0)
 
 
-@pytest.mark.parametrize(
-    ("which", "told"),
-    [
-        (None, "There is no picture"),
-        ("broken", "broken.png: "),
-        ("huge", "9000 × 9000 pixels"),
-        ("gone", "no longer here"),
-    ],
-)
-def test_wrong_pictures_are_told(which: str | None, told: str, bench: Workbench, folders: Folders) -> None:
-    file = {None: None, "gone": "/nowhere/gone.png"}.get(which, getattr(folders, which or "photo", None))
-    with pytest.raises(ValueError, match=told) as error:
-        Classify(bench).view(file, [folders.colour], None, 0.5)
-    assert "\n" not in str(error.value)
-
-
-def test_only_what_was_given_to_the_page_is_read(folders: Folders, tmp_path: Path) -> None:
-    pytest.importorskip("gradio")
-    from iformer.explorer.frame import given_file
-
-    assert given_file({"path": str(tmp_path / "upload/photo.png")}, tmp_path) == str(tmp_path / "upload/photo.png")
-    for other in (folders.photo, f"{tmp_path}/../photo.png", f"{tmp_path}-other/photo.png"):
-        assert given_file({"path": other}, tmp_path) is None
-    assert given_file(None, tmp_path) is None
-
-
-def test_large_files_are_refused_and_large_pictures_reduced(
-    bench: Workbench, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Image.effect_noise((3000, 1500), 50).save(tmp_path / "wide.jpg")
-    picture = pictures.read(str(tmp_path / "wide.jpg"))
-    assert picture.image.size == (1280, 640)
-    assert "3000 × 1500" in Classify(bench).view(str(tmp_path / "wide.jpg"), [folders.colour], None, 0.5).html
-    with (tmp_path / "big.png").open("wb") as file:
-        file.truncate(pictures.LARGEST_FILE + 1)
-    with pytest.raises(ValueError, match="at most 20 MiB"):
-        pictures.read(str(tmp_path / "big.png"))
-
-
 def test_programs_and_commands_make_the_same(
     bench: Workbench, folders: Folders, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,56 +369,3 @@ def test_programs_and_commands_make_the_same(
     for line in commands:
         words = shlex.split(line)
         get_command(cli.app).commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
-
-
-def test_without_models_it_is_the_demo_that_was_trained(
-    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    saved.save(saved.resolve(folders.grey).network, tmp_path / "runs/demo", CLASSES)
-    with closing(Workbench()) as bench:
-        assert bench.names == ["runs/demo"]
-
-
-def test_pictures_come_along(tmp_path: Path) -> None:
-    files = examples.write(tmp_path, "street")
-    assert len(files) >= 4
-    assert files[0].stem == "street"
-    for file in files:
-        assert varied(Image.open(file))
-        assert file.stat().st_size < 300_000
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--model", "no/such/folder"], "no/such/folder"),
-        (["--model", "a.onnx"], "a.onnx"),
-        (["--port", "0"], "--port"),
-        (["--host", "256.0.0.1"], "--host 256.0.0.1"),
-    ],
-)
-def test_mistakes_of_the_command_get_one_line(arguments: list[str], named: str, iformer: Command) -> None:
-    pytest.importorskip("gradio")
-    status, _, error = iformer("explore", *arguments, "--no-browser")
-    assert status == 2
-    assert named in error
-    assert error.count("\n") == 1
-
-
-def test_a_port_that_is_taken_is_told(iformer: Command) -> None:
-    pytest.importorskip("gradio")
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        status, _, error = iformer("explore", "--port", port, "--no-browser")
-    assert status == 2
-    assert error.count("\n") == 1
-    assert f"port {port} of 127.0.0.1 is taken" in error
-
-
-def test_a_missing_package_is_told_with_its_extra(iformer: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "iformer.explorer.server", raising=False)
-    status, _, error = iformer("explore")
-    assert status == 2
-    assert 'gradio is not installed; run pip install "iformer-inception[explore]"' in error
