@@ -17,6 +17,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 EPOCHS = re.compile(r"((?:^Epoch \d+/.*\n){2})(?:^Epoch \d+/.*\n)+(^Epoch \d+/.*\n)", re.MULTILINE)
 QUIET = re.compile(r"^(?:Seed set to|GPU available|TPU available|`Trainer\.fit` stopped|Looking at ).*\n", re.MULTILINE)
 """What the libraries say of the machine and themselves."""
+WARNING = re.compile(r"^\S+\.py:\d+: (\w+Warning: .*\n)(?:  .*\n)?", re.MULTILINE)
 
 
 class FailedError(Exception):
@@ -88,5 +89,6 @@ def _output(page: str, language: str, program: str, work: Path) -> str:
 def readable(output: str) -> str:
     """Return what a terminal would show in the end, with the first two and the last of many epochs."""
     lines = (line.rsplit("\r", 1)[-1].rstrip() for line in ESCAPE.sub("", output).split("\n"))
-    text = QUIET.sub("", "".join(f"{line}\n" for line in lines)).strip("\n")
+    text = "".join(f"{line}\n" for line in lines)
+    text = WARNING.sub(r"\1", QUIET.sub("", text)).strip("\n")  # a warning without the place in the program
     return EPOCHS.sub(r"\1...\n\2", f"{text}\n")

@@ -76,14 +76,14 @@ def write_classes(folder: Path, classes: dict[str, int], counts: dict[str, int])
 
 
 def write_objects(folder: Path) -> None:
-    """Write images of 96 pixels, with a file of annotations in COCO's format for each split."""
+    """Write images of 320 pixels, with a file of annotations in COCO's format for each split."""
     for split, count in (("train", 80), ("valid", 20)):
         (folder / split).mkdir(parents=True)
         images, annotations = [], []
         for number in range(count):
-            shapes = several(96, (14, 24))
-            paint(96, shapes).save(folder / split / f"{number:03}.png")
-            images.append({"id": number, "file_name": f"{number:03}.png", "width": 96, "height": 96})
+            shapes = several(320, (47, 80))
+            paint(320, shapes).save(folder / split / f"{number:03}.png")
+            images.append({"id": number, "file_name": f"{number:03}.png", "width": 320, "height": 320})
             annotations += [annotation(number, each) for each in shapes]
         for number, each in enumerate(annotations):
             each["id"] = number
