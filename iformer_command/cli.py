@@ -676,6 +676,30 @@ def export(
 
 
 @app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a model, such as a run's.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="USER/NAME on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Let nobody else see the repository.")] = False,
+    licence: Annotated[
+        str, typer.Option("--license", metavar="NAME", help="The model's licence, such as apache-2.0.")
+    ] = "",
+    revision: Annotated[str, typer.Option(metavar="BRANCH", help="The branch to write to; default: main.")] = "",
+    message: Annotated[str, typer.Option(help="The commit's message.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish a model of any task on the Hugging Face Hub with its card; --model hf-hub:USER/NAME gets it back."""
+    from iformer.deployment.publish import lines
+    from iformer.deployment.publish import publish as upload
+
+    result = upload(folder, repository, private, revision, message, licence, dry_run)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        say(*lines(result))
+
+
+@app.command()
 def benchmark(
     model: Annotated[
         list[str] | None,
