@@ -28,9 +28,11 @@ from tests.networks import NARROW, SCENES, SEGMENTERS
 from tests.training.tiny import MODEL
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+OWN_TEST = "docs/ecosystem.md"  # its programs need packages that may not be installed: tests/test_ecosystem.py
+PAGES = ["README.md", *sorted({f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} - {OWN_TEST})]
 
 FETCHES = "downloads released weights"
+HUB = "needs the Hugging Face Hub, and has tests with a stand-in for it"
 ELSEWHERE = "takes long, and has tests of its own"
 NOT_RUN = {
     "pip install .": "installs",
@@ -55,6 +57,9 @@ ONLY_PARSED = {
     "iformer fit camvid --data.init_args.ignore_labels '[11]'": ELSEWHERE,
     "iformer predict photo.jpg": FETCHES,
     "iformer predict photographs/ --model detector.xml --output pictures": "needs the file of a trained detector",
+    "iformer publish FOLDER REPO": HUB,
+    "iformer publish runs/cifar10 someone/birds --license apache-2.0": HUB,
+    "iformer predict IMAGE... --model hf-hub:someone/birds": HUB,
     "iformer tables": ELSEWHERE,
     "iformer tables 3": ELSEWHERE,
     "iformer tables --markdown": ELSEWHERE,
