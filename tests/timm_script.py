@@ -11,7 +11,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 from timm.models import create_model, load_checkpoint, resolve_model_input_args, safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
-from timm.utils import CheckpointSaver, ModelEmaV3, accuracy, dispatch_clip_grad, model_parameters
+from timm.utils import CheckpointSaver, ModelEmaV3, accuracy, dispatch_clip_grad
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     model.train()
     for images, labels in loader(training=True):
         LabelSmoothingCrossEntropy()(model(images), labels).backward()
-        dispatch_clip_grad(model_parameters(model), value=1.0)
+        dispatch_clip_grad(model.parameters(), value=1.0)
         optimizer.step()
         average.update(model)
     scheduler.step(1)

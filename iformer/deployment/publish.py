@@ -34,7 +34,7 @@ def publish(
 
     Args:
         folder: The folder of a saved model of any task, such as a run's.
-        repository: The repository, ``USER/NAME``, or ``NAME`` for one of the user whose token it is.
+        repository: The repository, ``USER/NAME``.
         private: Whether nobody else may see the repository.
         revision: The branch to put it into, which is created if it does not exist; '' for the main one.
         message: The message of the commit.
@@ -54,7 +54,7 @@ def publish(
     _require_name(repository)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; expected the folder of a saved model, such as a run's")
-    resolve(folder)  # what cannot be loaded here cannot be loaded by others
+    resolve(folder / "config.json")  # what cannot be loaded here cannot be loaded by others
     card = model_card.card(folder, repository, licence)
     content: dict[str, bytes | Path] = {model_card.CARD: card.encode()}
     content |= {name: folder / name for name in locations.FILES}
@@ -65,48 +65,51 @@ def publish(
     ]
     result: dict[str, Any] = {
         "repository": repository,
-        "url": "",
+        "url": f"{HfApi().endpoint}/{repository}",
         "revision": revision or "main",
         "commit": None,
         "private": private,
         "dry_run": dry_run,
-        "licence": model_card.licence(card),
+        "licence": model_card.licence_of(model_card.parsed(card, folder / model_card.CARD)),
         "files": files,
     }
     if dry_run:
-        return {**result, "url": f"{HfApi().endpoint}/{repository}"}
-    operations = [CommitOperationAdd(name, source) for name, source in content.items()]
-    with _errors_of_the_hub(repository):
-        result |= _upload(repository, operations, private, revision, message or f"Publish {folder.resolve().name}")
+        return result
     write_text(folder / model_card.CARD, card)
-    return result
+    operations = [CommitOperationAdd(name, source) for name, source in content.items()]
+    message = message or f"Publish {folder.resolve().name}"
+    with _errors_of_the_hub(repository):
+        return {**result, **_upload(repository, operations, private, revision, message)}
 
 
 def _require_name(repository: str) -> None:
     """Raise ValueError if the Hub could have no repository of this name."""
     try:
         validate_repo_id(repository)
-    except HFValidationError as error:
+        valid = "/" in repository
+    except HFValidationError:
+        valid = False
+    if not valid:
         raise ValueError(
             f"{repository}: no name for a repository; expected USER/NAME, of letters, digits, '-', '_' and '.'"
-        ) from error
+        )
 
 
 def _upload(
     repository: str, operations: list[CommitOperationAdd], private: bool, revision: str, message: str
 ) -> dict[str, Any]:
-    """Create the repository and the branch if they do not exist, and commit the files."""
+    """Create the repository and the branch if they do not exist, and commit; return ``private`` and ``commit``."""
     if not get_token():
         raise ValueError("no access token for the Hugging Face Hub; log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
-    created = api.create_repo(repository, private=private or None, exist_ok=True)
-    is_private = bool(api.model_info(created.repo_id).private)
+    api.create_repo(repository, private=private or None, exist_ok=True)
+    is_private = bool(api.model_info(repository).private)
     if private and not is_private:  # the Hub leaves a repository that exists as it is
-        raise ValueError(f"{created.repo_id}: exists and is public; make it private in its settings, or omit --private")
+        raise ValueError(f"{repository}: exists and is public; make it private in its settings, or omit --private")
     if revision:
-        api.create_branch(created.repo_id, branch=revision, exist_ok=True)
-    commit = api.create_commit(created.repo_id, operations, commit_message=message, revision=revision or None)
-    return {"repository": created.repo_id, "url": str(created), "private": is_private, "commit": commit.oid}
+        api.create_branch(repository, branch=revision, exist_ok=True)
+    commit = api.create_commit(repository, operations, commit_message=message, revision=revision or None)
+    return {"private": is_private, "commit": commit.oid}
 
 
 @contextmanager

@@ -31,13 +31,13 @@ def record_training(folder: Path, trainer: Trainer, results: Mapping[str, Any]) 
         OSError: A file could not be written.
         ValueError: The metadata of the card, which a user may have edited, are not valid.
     """
-    steps, earlier = trainer.global_step, read_json(folder / model_card.EVALUATIONS)
-    if earlier.get("training", {}).get("steps") != steps:  # otherwise the run was resumed at its end
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        best: dict[str, Any] = {}
-        if any(isinstance(each, checkpoints.RunCheckpoint) and each.best for each in callbacks):
-            best = read_json(folder / "best.json")
-        validated = next((each.validated for each in callbacks if isinstance(each, RunRecord)), None)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    run = next(each for each in callbacks if isinstance(each, RunRecord))
+    earlier, steps = read_json(folder / model_card.EVALUATIONS), trainer.global_step
+    resumed_at_its_end = run.resumed and run.began in (None, steps)
+    if not resumed_at_its_end or earlier.get("training", {}).get("steps") != steps:
+        keeps_best = any(isinstance(each, checkpoints.RunCheckpoint) and each.best for each in callbacks)
+        best = read_json(folder / "best.json") if keeps_best else {}
         training = {
             "images": _images(trainer.train_dataloader, trainer.limit_train_batches),
             "epochs": trainer.current_epoch,
@@ -45,14 +45,12 @@ def record_training(folder: Path, trainer: Trainer, results: Mapping[str, Any]) 
             "best_steps": best.get("step"),
             **_source(results),
         }
-        metrics = _of_stage(results["metrics"], "val")
+        validation = {"metrics": _of_stage(results["metrics"], "val"), "steps": run.validated}
         if best:  # of the best validation only the main metric is known
-            metrics, validated = {best["metric"].removeprefix("val_"): best["value"]}, best["step"]
-        evaluations: dict[str, Any] = {"training": training}
-        if validated is not None:
-            images = _images(trainer.val_dataloaders, trainer.limit_val_batches)
-            evaluations["validation"] = {"images": images, "metrics": metrics, "steps": validated, **_source(results)}
-        write_json(folder / model_card.EVALUATIONS, evaluations)
+            validation = {"metrics": {best["metric"].removeprefix("val_"): best["value"]}, "steps": best["step"]}
+        images = _images(trainer.val_dataloaders, trainer.limit_val_batches)
+        found = {"validation": {"images": images, **validation, **_source(results)}} if validation["steps"] else {}
+        write_json(folder / model_card.EVALUATIONS, {"training": training, **found})
     model_card.write(folder)
 
 
@@ -111,6 +109,11 @@ def _of_stage(metrics: Mapping[str, float], stage: str) -> dict[str, float]:
 
 
 def _images(loader: Any, limit: Any) -> int | None:
-    """Return the number of images of a loader; None if it does not know, or if not all were used."""
+    """Return the number of images of a loader; None if it does not know, or if not all were used.
+
+    Args:
+        loader: The loader.
+        limit: Lightning's limit: a share as a float, or a number of batches as an int.
+    """
     dataset = getattr(loader, "dataset", None)
-    return len(dataset) if isinstance(dataset, Sized) and limit == 1.0 else None
+    return len(dataset) if isinstance(dataset, Sized) and isinstance(limit, float) and limit == 1 else None

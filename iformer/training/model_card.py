@@ -99,36 +99,41 @@ def card(folder: Path, repository: str = PLACEHOLDER, licence: str = "") -> str:
     Raises:
         ValueError: The metadata of the earlier card are not valid.
     """
-    config, recipe = read_json(folder / "config.json"), _recipe(folder)
-    evaluations = read_json(folder / EVALUATIONS)
-    own = metadata(config, recipe, evaluations)
     earlier = _read(folder / CARD)
-    try:
-        old = ModelCard(earlier) if earlier else None
-        data = {**own, **(old.data.to_dict() if old else {})}
-        data["license"] = licence or data["license"]
-        if "model-index" in own:
-            data["model-index"] = own["model-index"]
-        elif BEGIN in earlier:
-            data.pop("model-index", None)
-        head = ModelCardData(**data)
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"{folder / CARD}: its metadata are not valid ({' '.join(str(error).split())})") from error
+    generated = BEGIN in earlier and END in earlier
+    if earlier and not generated and not licence:
+        return earlier
+    config, recipe, evaluations = read_json(folder / "config.json"), _recipe(folder), read_json(folder / EVALUATIONS)
+    own = metadata(config, recipe, evaluations)
+    old = parsed(earlier, folder / CARD)
+    data = {**own, **old.data.to_dict()}
+    data["license"] = licence or data["license"]
+    if generated:
+        data.pop("model-index", None)
+        data |= {key: own[key] for key in own if key == "model-index"}
     body = _body(folder, config, recipe, evaluations, repository)
-    if old is None:
-        return f"---\n{head.to_yaml()}\n---\n{body}{REMARKS}"
-    text = old.text
-    if BEGIN in text and END in text:
+    text = old.text if earlier else f"{body}{REMARKS}"
+    if generated:
         before, _, rest = text.partition(BEGIN)
         text = f"{before}{body}{rest.partition(END)[2]}"
-    elif not licence:
-        return earlier
-    return f"---\n{head.to_yaml()}\n---\n{text.lstrip(chr(10))}"
+    return f"---\n{ModelCardData(**data).to_yaml()}\n---\n{text.lstrip(chr(10))}"
 
 
-def licence(text: str) -> str:
+def parsed(text: str, file: Path) -> ModelCard:
+    """Return a card as its metadata and the rest.
+
+    Raises:
+        ValueError: The metadata are not valid; the message names ``file``.
+    """
+    try:
+        return ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: its metadata are not valid ({' '.join(str(error).split())})") from error
+
+
+def licence_of(card: ModelCard) -> str:
     """Return the licence that a card states, by the Hub's name for it; '' if it states none, or ``unknown``."""
-    stated = str(ModelCard(text).data.get("license") or "")
+    stated = str(card.data.get("license") or "")
     return "" if stated == UNKNOWN else stated
 
 
@@ -167,7 +172,7 @@ def metadata(config: Mapping[str, Any], recipe: Mapping[str, Any], evaluations: 
         pipeline_tag=kind.pipeline,
         tags=[kind.library, "iformer", *([] if kind.library == "timm" else [_network(config)[0]])],
         datasets=[reader.removeprefix("hfds/")] if reader.startswith("hfds/") else None,
-        base_model=init.removeprefix("hf-hub:") if str(init).startswith("hf-hub:") else None,
+        base_model=init.removeprefix("hf-hub:").partition("@")[0] if str(init).startswith("hf-hub:") else None,
         model_name=_name(config),
         eval_results=results or None,
     ).to_dict()

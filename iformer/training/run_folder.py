@@ -162,7 +162,8 @@ class RunRecord(Callback):
     def __init__(self, recipe: str, settings: str) -> None:
         self.recipe, self.settings = recipe, settings
         self.resumed = False
-        self.validated: int | None = None  # the optimiser steps before the last validation
+        self.began: int | None = None  # the optimiser steps before this process trained
+        self.validated: int | None = None  # those before the last validation
         self.groups: list[list[dict[str, Any]]] = []
         self.log_rows: int | None = None
         self.saved_groups: list[int] = []  # the number of groups of each optimiser in the checkpoint
@@ -236,6 +237,7 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue the log, and restore the current settings of the optimiser and the learning rate."""
+        self.began = trainer.global_step
         if not self.resumed:
             return
         for log in trainer.loggers:

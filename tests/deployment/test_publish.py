@@ -94,7 +94,7 @@ def test_timm_takes_a_published_classifier(hub: Hub, iformer: Command, tmp_path:
 def test_branches_and_commits(hub: Hub, iformer: Command, tmp_path: Path) -> None:
     first = classifier(tmp_path / "first")
     saved.save(timm.create_model("iformer_nano", num_classes=2, **NARROW), tmp_path / "second", ["a", "b"])
-    published = json.loads(iformer("publish", first, "birds", "--json")[1])  # the token says whose it is
+    published = json.loads(iformer("publish", first, "someone/birds", "--json")[1])
     assert (published["repository"], published["revision"], published["private"]) == ("someone/birds", "main", False)
     commit = published["commit"]
     assert commit == hub.repositories["someone/birds"]["branches"]["main"]
@@ -158,7 +158,7 @@ def test_mistakes_are_told_in_a_line(
     (tmp_path / "empty").mkdir()
     assert "nowhere: no such folder" in told(tmp_path / "nowhere", "someone/birds")
     assert "empty/config.json: no such file" in told(tmp_path / "empty", "someone/birds")
-    for name in ("a/b/c", "someone/bi rds", "", "someone/birds@new"):
+    for name in ("a/b/c", "someone/bi rds", "birds", "", "someone/birds@new"):
         assert f"{name}: no name for a repository; expected USER/NAME" in told(folder, name, "--dry-run")
     assert "another/birds: the access token does not permit writing there (You don't have the rights" in told(
         folder, "another/birds"

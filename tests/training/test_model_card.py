@@ -71,6 +71,8 @@ def test_what_a_user_has_written_stays(tmp_path: Path) -> None:
     file.write_text("# My page\n")
     run("test", [*arguments, "--resume", "--verbose=false"])
     assert file.read_text() == "# My page\n"
+    mine = ModelCard(model_card.card(tmp_path / "run", licence="mit"))
+    assert (mine.data.license, mine.data.library_name, mine.text.strip()) == ("mit", "timm", "# My page")
 
 
 def test_only_the_figures_of_the_folders_model_are_in_it(tmp_path: Path) -> None:
@@ -86,9 +88,11 @@ def test_only_the_figures_of_the_folders_model_are_in_it(tmp_path: Path) -> None
 
 
 def test_it_says_to_which_step_the_figures_belong(tmp_path: Path) -> None:
-    file = recipe(tmp_path, **{**QUICK, "trainer__max_epochs": 3}, trainer__check_val_every_n_epoch=2)
+    file = recipe(tmp_path, **{**QUICK, "trainer__max_epochs": 3}, trainer__check_val_every_n_epoch=2,
+                  trainer__limit_val_batches=1)  # fmt: skip
     run("fit", ["--config", str(file)])
     assert "The validation was made after 4 of 6 steps." in card_of(tmp_path / "run").text
+    assert "| | validation |\n" in card_of(tmp_path / "run").text  # how many images a batch holds is not known
     (tmp_path / "best").mkdir()
     file = recipe(tmp_path / "best", **QUICK, checkpoint__best=True)
     run("fit", ["--config", str(file)])
@@ -129,7 +133,7 @@ def test_names_are_text_and_places_are_not_told(tmp_path: Path) -> None:
 
 def test_what_the_hub_finds_it_by(tmp_path: Path) -> None:
     data = {"init_args": {"reader": "hfds/someone/birds", "root": ""}}
-    place = folder(tmp_path, ["a", "b"], data=data, model={"init_args": {"pretrained": "hf-hub:someone/base"}})
+    place = folder(tmp_path, ["a", "b"], data=data, model={"init_args": {"pretrained": "hf-hub:someone/base@v1"}})
     (place / "evaluations.json").write_text(json.dumps({"test": {"metrics": {"accuracy": 0.5}, "command": "x"}}))
     data = ModelCard(model_card.card(place, licence="apache-2.0")).data
     assert (data.datasets, data.base_model, data.license) == (["someone/birds"], "someone/base", "apache-2.0")
