@@ -189,7 +189,7 @@ def _body(
         "model_card.md.j2", html=False, name=_name(config), kind=kind, task=_task(config), data=_data(recipe),
         began=_began(recipe), classes=names[:50], more=len(names[50:]), preprocessing=_preprocessing(config),
         repository=repository, training=training, command=_public_words(training.get("command", "")),
-        settings=_settings(recipe), stages=stages, validated=stages.get("validation", {}).get("steps"),
+        settings=_settings(recipe), stages=stages, validation=stages.get("validation", {}),
         commands=list(dict.fromkeys(_public_words(found["command"]) for found in stages.values())),
         metrics=list(dict.fromkeys(name for found in stages.values() for name in found["metrics"])),
         files=[name for name in FIGURES if (folder / name).is_file()] if "test" in stages else [], picture=CONFUSION,

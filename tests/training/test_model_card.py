@@ -46,6 +46,7 @@ def test_a_run_and_its_test_write_it(tmp_path: Path) -> None:
     assert figures(card)["test", "accuracy"] == tested["test_accuracy"]
     assert f"| `loss` | {trained['val_loss']:.4f} | {tested['test_loss']:.4f} |" in card.text
     assert "other images have not been tested" not in card.text
+    assert "the test images seem to be those of the validation" in card.text  # they are in this data
     assert "[per_class.csv](per_class.csv)" in card.text
     kept = (tmp_path / "run/README.md").read_bytes()
     run("fit", [*arguments, "--resume"])  # at its end
