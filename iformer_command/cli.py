@@ -73,6 +73,10 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{error.name} is not installed", as_json)
     except (OSError, ValueError, MemoryError, RecursionError) as error:
         return _fail(terminal.reason(error), as_json)
+    except RuntimeError as error:
+        if not terminal.is_out_of_memory(error):
+            raise
+        return _fail(terminal.reason(error), as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted(as_json)
 

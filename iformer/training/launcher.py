@@ -25,7 +25,7 @@ from iformer.training.callbacks import ImagesPerSecond, ProgressBar, SharedBatch
 from iformer.training.freezing import Freeze
 from iformer.training.resumable import SeededSteps, run_seed
 from iformer.training.run_folder import MetricsLog, RunRecord, locked
-from iformer.training.user_errors import explain, require_data, user_errors
+from iformer.training.user_errors import explain, out_of_memory, require_data, user_errors
 
 
 def run(
@@ -117,6 +117,7 @@ class _CLI(LightningCLI):
         self.recipe, self.verb, self.stack = recipe, args[0], stack
         self.found_lr: dict[str, Any] = {}
         strict = {"exit_on_error": False, "allow_abbrev": False}
+        stack.enter_context(self._memory_errors())
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -135,6 +136,18 @@ class _CLI(LightningCLI):
             parser_kwargs={**strict, self.verb: strict},
             args=args,
         )
+
+    @contextlib.contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Say which settings need less memory if that of a GPU is not enough.
+
+        Raises:
+            MemoryError: It is not.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(out_of_memory(error, self.verb, self.config[self.verb])) from error
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the verb, with those arguments of its Trainer method that the user cannot set.
