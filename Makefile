@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak soak-pipelines soak-steps soak-kills lint docs bench clean
+.PHONY: demo test soak soak-pipelines soak-steps soak-kills lint docs bench gpu clean
 
 demo: $(VENV)/ready
 	$(BIN)/iformer demo
@@ -43,6 +43,12 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.prediction $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS))
 	$(BIN)/python -m benchmarks.many_files --files 100000
 	$(BIN)/python -m benchmarks.page
+
+# On a machine with an NVIDIA GPU, an hour or two: the tests that need it, the benchmark, and docs/gpu.md.
+gpu: $(VENV)/ready
+	@$(BIN)/python -c "from benchmarks import gpu; gpu.require()"
+	$(BIN)/pytest -m gpu
+	$(BIN)/python -m benchmarks.gpu
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
