@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
-from iformer_command import terminal
+from iformer_command import extras, terminal
 from iformer_command.terminal import say
 
 if TYPE_CHECKING:
@@ -69,10 +69,8 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{message} (see --help)", as_json)
     except BrokenPipeError:
         raise
-    except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed", as_json)
-    except (OSError, ValueError, MemoryError, RecursionError) as error:
-        return _fail(terminal.reason(error), as_json)
+    except (ModuleNotFoundError, OSError, ValueError, MemoryError, RecursionError) as error:
+        return _fail(extras.missing(error) or terminal.reason(error), as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted(as_json)
 
@@ -615,13 +613,14 @@ def tables(
     """Print the paper's tables beside what is measured now: parameters and multiply-adds of real models."""
     from rich.console import Console
 
-    from iformer.paper import figure_1c
     from iformer.paper import page as tables_page
     from iformer.paper import tables as measurement
 
     if (figure is not None) + markdown + as_json > 1:
         raise typer.BadParameter("--figure, --markdown and --json exclude each other.")
     if figure is not None:
+        from iformer.paper import figure_1c
+
         figure_1c.draw(figure)
         say(figure)
         return
