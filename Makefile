@@ -1,9 +1,12 @@
-# Everything a newcomer types. Each target sets up what it needs; nothing but Python 3.11, make and gcc has to be there.
-PYTHON ?= python3.11
+# Everything a newcomer types. Each target sets up what it needs; nothing but Python, make and gcc has to be there.
+SUPPORTED := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml | sort -t. -k2,2nr)
+# The newest of these that is there and can make a virtual environment.
+PYTHON ?= $(shell for each in $(SUPPORTED); do python$$each -c "import ensurepip" 2> /dev/null && echo python$$each && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test soak soak-pipelines soak-steps soak-kills lint docs bench clean
+.PHONY: demo test soak soak-pipelines soak-steps soak-kills lint package docs bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/iformer demo
@@ -28,6 +31,13 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The wheel and the source archive, checked; and the wheel in an environment that has nothing else: some minutes.
+package: $(VENV)/ready
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m package tests/test_package.py tests/test_extras.py
+
 # Runs the notebook on the demo's checkpoint, training that first if it is not there, and leaves it with its figures.
 docs: $(VENV)/ready runs/demo/model.safetensors
 	$(BIN)/jupyter execute docs/notebooks/frequency_analysis.ipynb --output=../../runs/demo/frequency_analysis
@@ -45,9 +55,11 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.page
 
 $(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	@echo "Installing the pinned versions into $(VENV): a few minutes, once."
-	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@test -x $(BIN)/python || test "$(PYTHON)" || { echo "No Python with venv is on the path among those that are \
+	supported: $(SUPPORTED). Name one: make PYTHON=/path/to/python"; exit 2; }
+	@test -x $(BIN)/python || { echo "Using $(PYTHON); supported are Python $(SUPPORTED)."; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the versions in $(CONSTRAINTS) into $(VENV): a few minutes, once."
+	$(BIN)/pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[dev]"
 	touch $@
 
 clean:
