@@ -34,6 +34,7 @@ FETCHES = "downloads released weights"
 ELSEWHERE = "takes long, and has tests of its own"
 NOT_RUN = {
     "pip install .": "installs",
+    'pip install ".[all]"': "installs",
     'pip install ".[deploy]"': "installs",
     'pip install ".[search]"': "installs",
     "benchmark_app -m iformer_small.xml -d CPU -hint none -nstreams 1 -nthreads 2 -infer_precision f32 -pc": (
