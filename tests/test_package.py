@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +21,13 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def environment() -> Iterator[Path]:
     """The programs of a virtual environment into which the wheel was installed without extras."""
     (wheel,) = (ROOT / "dist").glob("*.whl")
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip(folder / "bin", str(wheel))
-    return folder / "bin"
+    with tempfile.TemporaryDirectory() as folder:  # pytest would keep its gigabytes
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip(Path(folder, "bin"), str(wheel))
+        yield Path(folder, "bin")
 
 
 def pip(programs: Path, *wanted: str) -> None:
