@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from iformer.benchmark.memory import peak_of
+from iformer.benchmark.training import target
 from iformer.common.files import write_json
 from iformer.common.provenance import provenance
 from iformer.detection.task import DetectionTask
 
-HEIGHT, WIDTH, OBJECTS = 800, 1280, 20
+HEIGHT, WIDTH = 800, 1280
 
 
 def prepared_step(seed: int) -> Callable[[], None]:
@@ -26,15 +27,10 @@ def prepared_step(seed: int) -> Callable[[], None]:
     task = DetectionTask("iformer_small", grad_checkpointing=True)
     task.model.train()
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-4, weight_decay=0.05)
-    corners = torch.rand(OBJECTS, 2) * torch.tensor([WIDTH - 300, HEIGHT - 300])
-    boxes = torch.cat([corners, corners + 20 + 280 * torch.rand(OBJECTS, 2)], 1)
-    masks = torch.zeros(OBJECTS, HEIGHT, WIDTH, dtype=torch.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
-        mask[top:bottom, left:right] = 1
-    target = {"boxes": boxes, "labels": torch.randint(1, 81, (OBJECTS,)), "masks": masks}
+    objects = target(HEIGHT, WIDTH, torch.default_generator, torch.device("cpu"))
 
     def step() -> None:
-        loss = torch.stack(list(task.model([torch.rand(3, HEIGHT, WIDTH)], [target]).values())).sum()
+        loss = torch.stack(list(task.model([torch.rand(3, HEIGHT, WIDTH)], [objects]).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

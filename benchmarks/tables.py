@@ -16,7 +16,7 @@ def about(results: dict[str, Any]) -> str:
     """Return a sentence on how and where results were measured."""
     versions = ", ".join(
         f"{name} {results['versions'][name]}"
-        for name in ("torch", "timm", "onnxruntime", "openvino", "nncf")
+        for name in ("torch", "cuda", "timm", "onnxruntime", "openvino", "nncf")
         if name in results["versions"]
     )
     return f"{results['rounds']} interleaved rounds, medians. {results['machine']}. {versions}."

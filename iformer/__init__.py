@@ -2,4 +2,4 @@
 
 from iformer.models import presets as presets
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

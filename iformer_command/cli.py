@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
-from iformer_command import terminal
+from iformer_command import extras, terminal
 from iformer_command.terminal import say
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="iFormer, the Inception Transformer (NeurIPS 2022).", no_args_is_help=True, add_completion=False)
 
 MODEL_HELP = "A saved model's folder, the name of one of timm's models, a released file, or hf-hub:USER/NAME."
+
+"""The extra with which a package is installed that not everybody needs."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
@@ -69,9 +71,11 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{message} (see --help)", as_json)
     except BrokenPipeError:
         raise
-    except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed", as_json)
-    except (OSError, ValueError, MemoryError, RecursionError) as error:
+    except (ModuleNotFoundError, OSError, ValueError, MemoryError, RecursionError) as error:
+        return _fail(extras.missing(error) or terminal.reason(error), as_json)
+    except RuntimeError as error:
+        if not terminal.is_out_of_memory(error):
+            raise
         return _fail(terminal.reason(error), as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted(as_json)
@@ -120,6 +124,7 @@ def demo(
             f"on {summary['test_images']:,} images, after {summary['seconds']:.0f} s.",
             f"Report:   {output / 'report.html'}",
             f"Classify: iformer predict IMAGE... --checkpoint {output}",
+            f"Explore:  iformer explore --model {output}",
         )
     if not summary["completed"]:
         raise typer.Exit(130)
@@ -469,6 +474,34 @@ def analyze(
         raise typer.Exit(2)
 
 
+@app.command()
+def explore(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help=f"{MODEL_HELP[:-1]}; may be repeated. Default: the demo's, or else iformer_small.",
+        ),
+    ] = None,
+    analysis: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="What analyze --labelled measured, to show accuracies.")
+    ] = Path("runs/analysis"),
+    search: Annotated[Path, typer.Option(metavar="FOLDER", help="What search found, to begin with its ramps.")] = Path(
+        "runs/ramp_search"
+    ),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; default: the first free one from 7860 on.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Open a page on which pictures are taken apart: classes, frequencies, branches, the ramp, objects and regions."""
+    from iformer.explorer.server import serve
+
+    serve(model or (), host, port, analysis, search, browser)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def compare(
     context: typer.Context,
@@ -615,13 +648,14 @@ def tables(
     """Print the paper's tables beside what is measured now: parameters and multiply-adds of real models."""
     from rich.console import Console
 
-    from iformer.paper import figure_1c
     from iformer.paper import page as tables_page
     from iformer.paper import tables as measurement
 
     if (figure is not None) + markdown + as_json > 1:
         raise typer.BadParameter("--figure, --markdown and --json exclude each other.")
     if figure is not None:
+        from iformer.paper import figure_1c
+
         figure_1c.draw(figure)
         say(figure)
         return
@@ -669,6 +703,30 @@ def export(
     result = write(model, file_format, precision, dynamic, output, images, labelled, weights, size)
     for message in result["unreadable"]:
         _fail(message)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        say(*lines(result))
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a model, such as a run's.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="USER/NAME on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Let nobody else see the repository.")] = False,
+    licence: Annotated[
+        str, typer.Option("--license", metavar="NAME", help="The model's licence, such as apache-2.0.")
+    ] = "",
+    revision: Annotated[str, typer.Option(metavar="BRANCH", help="The branch to write to; default: main.")] = "",
+    message: Annotated[str, typer.Option(help="The commit's message.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish a model of any task on the Hugging Face Hub with its card; --model hf-hub:USER/NAME gets it back."""
+    from iformer.deployment.publish import lines
+    from iformer.deployment.publish import publish as upload
+
+    result = upload(folder, repository, private, revision, message, licence, dry_run)
     if as_json:
         print(json.dumps(result, indent=2))
     else:

@@ -53,8 +53,16 @@ def encode_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the memory of a GPU was not enough; torch, whose error it is, need not be loaded to know."""
+    return type(error).__name__ == "OutOfMemoryError"
+
+
 def reason(error: BaseException) -> str:
     """Return the message of an exception in one line, with the name of the file that it is about."""
+    if is_out_of_memory(error):  # without its advice on the allocator
+        sentences = re.findall(r".+?\.(?=\s|$)\s*", str(error))[:3]
+        return "".join(sentences).strip() or "there is not enough memory on the GPU"
     if isinstance(error, OSError) and error.errno is not None:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return ": ".join([" -> ".join(files)] * bool(files) + [error.strerror or type(error).__name__])

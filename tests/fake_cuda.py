@@ -84,14 +84,54 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(lambda each: OnCuda(each) if isinstance(each, Tensor) else each, result)
 
 
+def backward(loss: Tensor) -> None:
+    """Compute gradients as ``loss.backward()`` does.
+
+    PyTorch's own engine waits for a GPU's streams. This calls the same functions, those of the graph that it has
+    recorded, one after the other.
+    """
+    waiting: dict[Any, int] = {}  # the gradients that each function still has to be given
+    seen, stack = {loss.grad_fn}, [loss.grad_fn]
+    while stack:
+        for function, _ in stack.pop().next_functions:
+            if function is not None:
+                waiting[function] = waiting.get(function, 0) + 1
+                if function not in seen:
+                    seen.add(function)
+                    stack.append(function)
+    given: dict[Any, list[Tensor | None]] = {loss.grad_fn: [torch.ones_like(loss)]}
+    ready: list[Any] = [loss.grad_fn]
+    while ready:
+        function = ready.pop()
+        gradients = given.pop(function)
+        known = any(gradient is not None for gradient in gradients)
+        call = function if callable(function) else function.apply  # the latter where it is written in Python
+        found = call(*gradients) if known else [None] * len(function.next_functions)
+        found = found if isinstance(found, tuple | list) else [found]
+        # In Python, arguments that are no tensors have a gradient, None, too; torchvision's follow after the tensors.
+        for (target, number), gradient in zip(function.next_functions, found, strict=False):
+            if target is None:
+                continue
+            slots = given.setdefault(target, [None] * len(target._input_metadata))
+            if gradient is not None:
+                about = target._input_metadata[number]
+                gradient = gradient.sum_to_size(about.shape).to(about.dtype)
+                slots[number] = gradient if slots[number] is None else slots[number] + gradient
+            waiting[target] -= 1
+            if not waiting[target]:
+                ready.append(target)
+
+
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Let everything inside use the device ``cuda``, but for gradients, which PyTorch computes on a GPU only."""
+    """Let everything inside use the device ``cuda``; gradients are computed by :func:`backward`."""
     kernels = torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)  # the CPU has no others
     with pytest.MonkeyPatch.context() as patch, kernels[0], kernels[1], FakeCuda():
         patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
         patch.setattr(torch.accelerator, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
+        patch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)  # otherwise no autocast
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
         patch.setattr(torch._C, "_InferenceMode", lambda mode: torch.no_grad())  # which has no tensors like these
         torch._C._ensureCUDADeviceGuardSet()  # one that does nothing; FakeTensorMode does the same
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") begins on the CPU

@@ -1,4 +1,7 @@
-"""Every program and command in README.md and docs/ runs on what it speaks of, in a folder that has that."""
+"""Every program and command in README.md and the pages of docs/ runs on what it speaks of, in a folder that has that.
+
+The tutorials and explanations are executed when the site is built.
+"""
 
 import itertools
 import re
@@ -28,14 +31,19 @@ from tests.networks import NARROW, SCENES, SEGMENTERS
 from tests.training.tiny import MODEL
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+OWN_TEST = "docs/ecosystem.md"  # its programs need packages that may not be installed: tests/test_ecosystem.py
+PAGES = ["README.md", *sorted({f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} - {OWN_TEST})]
 
 FETCHES = "downloads released weights"
+HUB = "needs the Hugging Face Hub, and has tests with a stand-in for it"
 ELSEWHERE = "takes long, and has tests of its own"
+ENDLESS = "serves a page until it is ended, and has tests of its own"
 NOT_RUN = {
     "pip install .": "installs",
+    'pip install ".[all]"': "installs",
     'pip install ".[deploy]"': "installs",
     'pip install ".[search]"': "installs",
+    'pip install ".[explore]"': "installs",
     "benchmark_app -m iformer_small.xml -d CPU -hint none -nstreams 1 -nthreads 2 -infer_precision f32 -pc": (
         "comes with OpenVINO"
     ),
@@ -55,22 +63,24 @@ ONLY_PARSED = {
     "iformer fit camvid --data.init_args.ignore_labels '[11]'": ELSEWHERE,
     "iformer predict photo.jpg": FETCHES,
     "iformer predict photographs/ --model detector.xml --output pictures": "needs the file of a trained detector",
+    "iformer publish FOLDER REPO": HUB,
+    "iformer publish runs/cifar10 someone/birds --license apache-2.0": HUB,
+    "iformer predict IMAGE... --model hf-hub:someone/birds": HUB,
     "iformer tables": ELSEWHERE,
     "iformer tables 3": ELSEWHERE,
     "iformer tables --markdown": ELSEWHERE,
     "iformer list": ELSEWHERE,
-    "iformer demo": ELSEWHERE,
+    "iformer explore --model runs/demo": ENDLESS,
+    "iformer explore --model runs/cifar10 --model iformer_small --model runs/camvid": ENDLESS,
     "iformer fit --config distill --data.init_args.root photographs --model.init_args.num_classes 2 "
     "--model.init_args.distillation.teacher FOLDER": FETCHES,
     "iformer compare --config cifar10 --models iformer_nano,resnet18 --seeds 3 --jobs 2 --output runs/choice "
     "--data.init_args.root photos --data.init_args.val_split val --model.init_args.num_classes 4 "
     "--data.init_args.batch_size 16 --trainer.max_epochs 10": ELSEWHERE,
     "iformer compare --config cifar10 --variants variants.yaml": ELSEWHERE,
-    "iformer search --checkpoint RUN --budget 'macs<=15M'": ELSEWHERE,
     "iformer search --checkpoint runs/search/cifar10 --data data/cifar10 --budget 'macs<=15M'": ELSEWHERE,
     "iformer search --checkpoint runs/search/cifar10 --budget 'latency<=2ms' --budget 'macs<=15M' --engine openvino "
     "--candidates 200 --output runs/ramp_search": ELSEWHERE,
-    "iformer compare --config RECIPE --models NAME,NAME --seeds 3": ELSEWHERE,
     "iformer analyze photographs/ --model iformer_small --compare swin_tiny_patch4_window7_224": FETCHES,
     "iformer analyze YOUR_IMAGES --model iformer_small --untrained": FETCHES,
     "iformer analyze --labelled data/cifar10/test --model runs/comparison/all/seed_0 "
@@ -88,7 +98,6 @@ ONLY_PARSED = {
 # (IMAGE..., RECIPE) stand as they are: they are the names of files in the folder where the commands run.
 REPLACED = {
     "convert RELEASED.pth": "convert iformer_small.pth",  # whose name says which model it is
-    "--model MODEL --engines eager,openvino": "--model MODEL --engines eager --size 32 32 --rounds 1",
     "--checkpoint iformer_small.pth --target": "--checkpoint iformer_small.pth --limit 1 --target",
     "--labelled data/cifar10/test": "--labelled data/cifar10/test --frequencies 4",
     "export iformer_small --format openvino": "export test_resnet --format openvino --weights random",
@@ -129,7 +138,7 @@ def code(page: str) -> list[tuple[str, str]]:
 def runs(text: str) -> bool:
     """Whether this is more than the name of something."""
     settings = r"--(model|data|trainer|checkpoint|freeze|early_stopping)\S* "
-    begins = r"iformer (list|tables|demo)$|iformer \w+ \S|(make|pip|srun|torchrun) |python -m|benchmark_app|MALLOC"
+    begins = r"iformer (list|tables)$|iformer \w+ \S|(make|pip|srun|torchrun) |python -m|benchmark_app|MALLOC"
     return bool(re.match(f"{begins}|{settings}", text))
 
 
@@ -202,7 +211,7 @@ def segmenters_recipe(scenes: Path) -> str:
     return settings("camvid", task, {**folders, **data})
 
 
-CASES = [(page, 3) for page in PAGES] + [("README.md", 1), ("docs/deployment.md", 1)]
+CASES = [(page, 3) for page in PAGES] + [("docs/deployment.md", 1)]
 
 
 @pytest.mark.parametrize(("page", "channels"), CASES)

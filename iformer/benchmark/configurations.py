@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iformer.benchmark import detectors
+from iformer.benchmark import detectors, training
 from iformer.deployment import engines
 from iformer.deployment.channels_first import channels_first
 from iformer.deployment.formats import prepare, to_openvino, write_onnx
@@ -57,6 +57,7 @@ class Configuration:
         features: Whether to run the model as a backbone that returns its feature maps.
         task: ``detection`` or ``segmentation`` for Mask R-CNN or Semantic FPN around the timm model of that name; empty
             for the model itself.
+        training: Whether to run training steps instead of inferences, see :mod:`iformer.benchmark.training`.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Configuration:
     device: str = "cpu"
     features: bool = False
     task: str = ""
+    training: bool = False
 
     @property
     def title(self) -> str:
@@ -77,7 +79,7 @@ class Configuration:
     @property
     def label(self) -> str:
         """The configuration in words: model, engine, precision and batch size."""
-        return f"{self.title}, {self.engine} {self.precision}, batch {self.batch}"
+        return f"{self.title}, {self.engine} {self.precision}, {'training, ' * self.training}batch {self.batch}"
 
 
 def titled(model: str, task: str) -> str:
@@ -222,6 +224,8 @@ def channels(model: nn.Module) -> int:
 
 def runner(configuration: Configuration, threads: int | None = None) -> Callable[[], object]:
     """Prepare a configuration, and return a function that runs it on random images."""
+    if configuration.training:
+        return training.runner(configuration)
     model = network(configuration)
     if detectors.is_detector(model):
         return detectors.runner(model, configuration, threads)

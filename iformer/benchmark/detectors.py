@@ -85,13 +85,18 @@ def occupy(detector: Any, height: int, width: int) -> None:
         height: The height of the images in pixels.
         width: The width of the images in pixels.
     """
-    detector.transform.min_size, detector.transform.max_size = (min(height, width),), max(height, width)
+    take_whole(detector, height, width)
     logits: list[Tensor] = []
     hook = detector.roi_heads.box_predictor.register_forward_hook(lambda *call: logits.append(call[-1][0]))
     detector(images_for(1, height, width))
     hook.remove()
     scores = logits[0].softmax(1)[:, 1:].flatten()  # without the background
     detector.roi_heads.score_thresh = float(scores.topk(min(BOXES, len(scores))).values[-1])
+
+
+def take_whole(detector: Any, height: int, width: int) -> None:
+    """Let a detector take images of one size as they are, and not resize them."""
+    detector.transform.min_size, detector.transform.max_size = (min(height, width),), max(height, width)
 
 
 def images_for(count: int, height: int, width: int) -> list[Tensor]:

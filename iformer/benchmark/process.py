@@ -10,12 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 
 from iformer.benchmark import configurations, memory
 from iformer.benchmark.configurations import Configuration
+
+WARM_UP = 0.3
+"""The seconds for which a GPU works before its times are taken."""
 
 
 class MeasuredProcess:
@@ -28,8 +32,8 @@ class MeasuredProcess:
     Attributes:
         facts: ``preparation_seconds``; ``first_inference_seconds``, which includes compilation if the engine compiles;
             ``peak_memory_mib``, the highest resident memory of the process during later inferences, or on a GPU the
-            highest GPU memory during all of them; and ``inference_memory_mib``, the same minus the memory that was
-            resident before the first inference.
+            highest memory that torch has taken there, from the weights on; and ``inference_memory_mib``, the same minus
+            the memory that was resident before the first inference.
 
     Raises:
         ValueError: The configuration cannot be prepared or run; the message ends with the reason.
@@ -56,7 +60,11 @@ class MeasuredProcess:
             raise
 
     def times(self, count: int) -> list[float]:
-        """Return the seconds that each of ``count`` inferences takes, after one that is not timed."""
+        """Return the seconds that each of ``count`` inferences takes, after at least one that is not timed.
+
+        Raises:
+            ValueError: The configuration cannot be run any more; the message ends with the reason.
+        """
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             print(count, file=self._process.stdin, flush=True)
@@ -103,15 +111,31 @@ def _serve(configuration: Configuration, threads: int) -> None:
         "peak_memory_mib": round(peak, 1),
         "inference_memory_mib": round(peak - before, 1),
     }
+    _leave_to_others(configuration.device)
     print(json.dumps(facts), file=answers, flush=True)
     for line in sys.stdin:
-        call()
+        _warm_up(call, configuration.device)
         times = []
         for _ in range(int(line)):
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
+        _leave_to_others(configuration.device)
         print(json.dumps(times), file=answers, flush=True)
+
+
+def _warm_up(call: Callable[[], object], device: str) -> None:
+    """Run once, or on a GPU, whose clock rises only under load, for some time."""
+    end = time.perf_counter() + (WARM_UP if device == "cuda" else 0)
+    call()
+    while time.perf_counter() < end:
+        call()
+
+
+def _leave_to_others(device: str) -> None:
+    """Give back the memory of a GPU that torch keeps for later, because the processes share it."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

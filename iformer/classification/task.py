@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from timm.task.distillation import FeatureDistillationTrainableModule
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
 
 from iformer.classification.distillation import Distillation, Teacher
 from iformer.classification.metrics import per_class
@@ -18,6 +18,7 @@ from iformer.models import saved
 from iformer.models.backbone import create
 from iformer.models.recomputation import recompute
 from iformer.training.class_weights import ClassWeights, require_weights
+from iformer.training.confusion import ConfusionMatrix
 from iformer.training.optimization import AdamWCosine
 from iformer.training.task import Task, network_config
 
@@ -164,9 +165,10 @@ class ClassificationTask(Classifier):
             self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
         require_weights("class_weights", class_weights)
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
-        self.top1 = MulticlassAccuracy(num_classes, average="micro")
-        self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
-        self.confusion_matrix = MulticlassConfusionMatrix(num_classes)
+        # Labels are checked once, in _check: for each check a GPU's results are waited for.
+        self.top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.top5 = MulticlassAccuracy(num_classes, min(5, num_classes), "micro", validate_args=False)
+        self.confusion_matrix = ConfusionMatrix(num_classes)
         self.projection: Any = None
         if distillation is not None:
             self._learn_from(Teacher(distillation, self.in_chans), compile_model)
@@ -301,10 +303,9 @@ class ClassificationTask(Classifier):
         """Raise ValueError for a label without a class, for which torch would crash, on a GPU only later."""
         if labels.ndim != 1:
             raise ValueError("the data has several labels for an image, expected the task MultiLabelTask for it")
-        if labels.max() >= self.num_classes or labels.min() < 0:
-            raise ValueError(
-                f"label {int(labels.max())} in the data, but model.init_args.num_classes is {self.num_classes}"
-            )
+        lowest, highest = torch.stack(labels.aminmax()).tolist()  # one wait for the GPU instead of two
+        if highest >= self.num_classes or lowest < 0:
+            raise ValueError(f"label {highest} in the data, but model.init_args.num_classes is {self.num_classes}")
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write ``model`` into ``folder`` with everything that ``iformer predict`` and timm need to use it."""

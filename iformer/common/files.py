@@ -83,6 +83,15 @@ def write_json(file: Path, document: Any) -> None:
     write_text(file, json.dumps(document, indent=2) + "\n")
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, or an empty one if the file does not exist."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
     """Name ``file`` in the errors of the operating system about what is done here, such as a full disk's."""

@@ -37,12 +37,19 @@ def write_report(
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write the page that ``template``, a file in ``templates/``, renders from ``values``.
+    """Write the page that ``template`` renders from ``values``: HTML if ``path`` ends in ``.html``, otherwise Markdown.
 
-    Every string among the values is plain text. It is escaped as HTML if ``path`` ends in ``.html``, and as Markdown
-    otherwise.
+    Raises:
+        OSError: The page could not be written; the message names ``path``, and an earlier page is kept.
     """
-    html = path.suffix == ".html"
+    write_text(path, render(template, path.suffix == ".html", **values))
+
+
+def render(template: str, html: bool, **values: Any) -> str:
+    """Return the page that ``template``, a file in ``templates/``, makes of ``values``.
+
+    Every string among the values is plain text. It is escaped as HTML if ``html``, and as Markdown otherwise.
+    """
     escape = printable if html else markdown  # for HTML, Jinja itself escapes afterwards
     environment = Environment(
         loader=PackageLoader("iformer.common"),
@@ -51,7 +58,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         finalize=lambda value: escape(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     environment.filters["code"] = lambda text: Markup(printable(text))  # for code blocks in Markdown
-    write_text(path, environment.get_template(template).render(**values))
+    return environment.get_template(template).render(**values)
 
 
 def markdown(text: str) -> str:

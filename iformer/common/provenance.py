@@ -1,10 +1,11 @@
 """Provenance: what every result file records about how it was made."""
 
+import contextlib
 import os
 import platform
 import shlex
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,20 @@ def provenance(seed: int) -> dict[str, Any]:
     return {
         "command": shlex.join([*_program(), *sys.argv[1:]]),
         "seed": seed,
-        "versions": {name: version(name) for name in ("iformer-inception", "torch", "timm", "lightning", "pillow")},
+        "versions": _versions("iformer-inception", "torch", "timm", "lightning", "pillow"),
         "python": platform.python_version(),
         "machine": f"{_processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads used, "
         f"{', '.join([platform.system(), *_accelerators()])}",
     }
+
+
+def _versions(*names: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _program() -> list[str]:

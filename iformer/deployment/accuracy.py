@@ -8,16 +8,8 @@ from torchvision import tv_tensors
 
 from iformer.common.batches import batches
 from iformer.common.images import ImageFile, UnreadableImageError
-from iformer.detection.annotations import read as read_annotations
-from iformer.detection.data import CocoImages
-from iformer.detection.masks import pasted
-from iformer.detection.metrics import AveragePrecision
 from iformer.models.class_folders import class_labels
 from iformer.models.saved import Model
-from iformer.segmentation import inference
-from iformer.segmentation.data import labelled_scenes, pairs
-from iformer.segmentation.metrics import scores
-from iformer.segmentation.transforms import IGNORE
 
 SCORES = {"top1": "Top-1", "miou": "mIoU", "box_ap": "Box AP", "mask_ap": "Mask AP"}
 """The scores of the tasks, and how people call them."""
@@ -73,6 +65,11 @@ def _top1(model: Model, folder: Path, unreadable: Unreadable) -> tuple[int, dict
 
 
 def _miou(model: Model, folder: Path, unreadable: Unreadable) -> tuple[int, dict[str, float]]:
+    from iformer.segmentation import inference  # these need the extra train, and the others only deploy
+    from iformer.segmentation.data import labelled_scenes, pairs
+    from iformer.segmentation.metrics import scores
+    from iformer.segmentation.transforms import IGNORE
+
     how = model.config.get("label_maps") or {}
     names = {key: how[key] for key in ("image_suffix", "label_suffix") if key in how}
     values = {key: how[key] for key in ("first_label", "ignore_labels") if key in how}
@@ -95,6 +92,11 @@ def _miou(model: Model, folder: Path, unreadable: Unreadable) -> tuple[int, dict
 
 
 def _average_precision(model: Model, folder: Path, unreadable: Unreadable) -> tuple[int, dict[str, float]]:
+    from iformer.detection.annotations import read as read_annotations
+    from iformer.detection.data import CocoImages
+    from iformer.detection.masks import pasted
+    from iformer.detection.metrics import AveragePrecision
+
     file = folder.parent / "annotations" / f"instances_{folder.name}.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file, which should hold the annotations of the images in {folder}")

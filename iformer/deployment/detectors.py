@@ -50,7 +50,7 @@ def write(model: Model, file: Path, kind: str, precision: str, images: Sequence[
     The file appears, or is replaced, only after it is complete and has been checked.
 
     Args:
-        model: The detector.
+        model: The detector, on any device.
         file: The file to write, with the suffix of its format.
         kind: The format, onnx or openvino.
         precision: The precision, see :data:`OFFERED`.
@@ -69,6 +69,7 @@ def write(model: Model, file: Path, kind: str, precision: str, images: Sequence[
     formats.require_suffix(file, kind)
     for package in ("onnx", engines.PACKAGES[kind]):
         engines.require(package)
+    model = model.on_cpu()
     about = formats.metadata(model, precision, dynamic=True)
     with written(file) as temporary:
         writer = {"onnx": _write_onnx, "openvino": _write_openvino}[kind]

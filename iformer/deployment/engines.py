@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from iformer_command import extras
+
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 """The file formats, each with the suffix of its files."""
 
@@ -52,7 +54,7 @@ def require(package: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        raise ValueError(f'{package} is not installed; run pip install "iformer-inception[deploy]"') from error
+        raise ValueError(extras.not_installed(package.partition(".")[0], "deploy")) from error
 
 
 def open_file(file: Path, precision: str = "fp32", threads: int | None = None) -> Runner:

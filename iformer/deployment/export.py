@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.cbook import get_sample_data
 
 from iformer.common.batches import batches
 from iformer.common.images import ImageFile, find_images
@@ -66,7 +65,7 @@ def export(
         detectors.require_offered(kind, precision)
     if precision == "int8" and images is None:
         raise ValueError("precision int8: needs images to calibrate on, expected a folder of images (--images)")
-    paths = find_images([images]) if images else [Path(get_sample_data(file, asfileobj=False)) for file in BUILT_IN]
+    paths = find_images([images]) if images else _built_in()
     if size and model.task != "segmentation":
         raise ValueError(f"size: {reference} has its own size; leave --size out, it is for segmenters")
     file = output or Path(Path(reference).resolve().name + engines.FORMATS[kind])  # "." has no name of its own
@@ -89,6 +88,12 @@ def export(
         run = replace(measured, network=exported.read(file).network)
         result["accuracy"] = {"images": count, "eager": eager, "file": accuracy.measure(run, labelled, unreadable)[1]}
     return {**result, "unreadable": list(unreadable.values())}
+
+
+def _built_in() -> list[Path]:
+    from matplotlib.cbook import get_sample_data  # here, so that the package can be imported without it
+
+    return [Path(get_sample_data(file, asfileobj=False)) for file in BUILT_IN]
 
 
 def _write(

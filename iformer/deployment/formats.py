@@ -42,7 +42,8 @@ def write(model: Model, file: Path, kind: str, precision: str, images: Tensor, d
     The file appears, or is replaced, only after it is complete and has been checked.
 
     Args:
-        model: A classifier, or a segmenter for images of one size whose configuration has their ``input_size``.
+        model: A classifier, or a segmenter for images of one size whose configuration has their ``input_size``; on any
+            device.
         file: The file to write, with the suffix of its format (``engines.FORMATS``).
         kind: The format, one of onnx, openvino and torch-export.
         precision: The precision, one of fp32, bf16, fp16 and int8.
@@ -62,6 +63,7 @@ def write(model: Model, file: Path, kind: str, precision: str, images: Tensor, d
     """
     require_offered(kind, precision)
     require_suffix(file, kind)
+    model = model.on_cpu()
     example = torch.zeros_like(images[:1])  # torch.export keeps it in the file, which must not hold images of the user
     about = metadata(model, precision, dynamic)
     with written(file) as temporary:  # an .xml file comes with its .bin file

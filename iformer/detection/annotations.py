@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as rle
 from torch import Tensor
 
 KEYS = ("images", "annotations", "categories")
@@ -337,6 +336,8 @@ def decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: The run lengths belong to an image of another size.
     """
+    from faster_coco_eval.core import mask as rle  # here, because fit looks for annotations in folders of any kind
+
     height, width = size
     if isinstance(segmentation, dict):
         if list(segmentation["size"]) != [height, width]:

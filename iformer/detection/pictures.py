@@ -19,9 +19,8 @@ def draw(
     labels: Tensor,
     scores: Tensor,
     names: Sequence[str],
-    file: Path,
-) -> None:
-    """Draw objects over an image and write the picture: masks in the colours of their classes, boxes, names and scores.
+) -> Image.Image:
+    """Draw objects over an image: masks in the colours of their classes, boxes, names and scores.
 
     Args:
         image: The image ``(3, H, W)`` of uint8.
@@ -30,7 +29,6 @@ def draw(
         labels: The labels ``(n,)``, counted from 1.
         scores: The scores ``(n,)``.
         names: The names of the objects; names beyond the n-th are ignored.
-        file: The file to write.
     """
     colours = [bright_colour(label) for label in labels.tolist()]
     picture = to_pil_image(_blended(image, masks, colours))
@@ -45,7 +43,7 @@ def draw(
     for i, box in enumerate(boxes.tolist()):
         text = f"{short(names[i])} {scores[i]:.0%}"
         written.append(_write(pen, text, _inside(box, picture), colours[i], font, picture.size, written))
-    picture.save(file, quality=92)
+    return picture
 
 
 def _blended(image: Tensor, masks: Iterable[Tensor], colours: Sequence[Colour]) -> Tensor:

@@ -25,9 +25,17 @@ def backbone_input(model: Model, image: Image.Image) -> Tensor:
 
     Where the detector pads an image to multiples of 32 pixels, the image is cut to the multiples below instead: the
     padding's edge is none of the image.
+
+    Raises:
+        ValueError: The image is so long that fewer than 32 pixels are left of a side.
     """
     resized, _ = model.network.transform([pil_to_tensor(image) / 255])
     ((height, width),) = resized.image_sizes
+    if min(height, width) < 32:
+        raise ValueError(
+            f"an image of {image.width} × {image.height} pixels is resized to {width} × {height}; "
+            "expected at least 32 of each side"
+        )
     return resized.tensors[0, :, : height // 32 * 32, : width // 32 * 32]
 
 
@@ -87,11 +95,8 @@ class Predictor:
         if self.options.output is None:
             return size
         picture = self.options.output / f"{self.names.name(path)}.jpg"
-        seen = found["scores"] >= self.options.threshold
-        drawn = [described[i] for i in seen.nonzero()[:, 0].tolist()]
-        masks = (from_run_lengths(item["segmentation"]) for item in drawn if "segmentation" in item)
-        names = [item["name"] for item in drawn]
-        draw(image, found["boxes"][seen], masks, found["labels"][seen], found["scores"][seen], names, picture)
+        drawn = picture_of(image, described, self.options.threshold, self.model.config)
+        drawn.save(picture, quality=92)
         return {"picture": str(picture), **size}
 
     def document(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -152,6 +157,29 @@ def objects(found: dict[str, Tensor], size: tuple[int, int], config: dict[str, A
             }
         )
     return described
+
+
+def picture_of(
+    image: Tensor, described: Sequence[dict[str, Any]], threshold: float, config: dict[str, Any]
+) -> Image.Image:
+    """Return an image with the objects in it whose score is at least a threshold.
+
+    Args:
+        image: The image ``(3, H, W)`` of uint8.
+        described: The objects as :func:`objects` returns them, the best first.
+        threshold: The threshold.
+        config: The model's configuration, with ``category_ids``.
+    """
+    drawn = [item for item in described if item["score"] >= threshold]
+    corners = [(left, top, left + width, top + height) for left, top, width, height in (o["bbox"] for o in drawn)]
+    return draw(
+        image,
+        torch.tensor(corners).reshape(-1, 4),
+        (from_run_lengths(item["segmentation"]) for item in drawn if "segmentation" in item),
+        torch.tensor([config["category_ids"].index(item["category_id"]) + 1 for item in drawn]),
+        torch.tensor([item["score"] for item in drawn]),
+        [item["name"] for item in drawn],
+    )
 
 
 def _described(mask: Tensor) -> dict[str, Any]:

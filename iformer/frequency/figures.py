@@ -208,8 +208,8 @@ def branch_shares(stages: Mapping[str, Sequence[BranchInStage]]) -> Figure:
             axes.set_title(in_lines(name))
             axes.set_xticks(numbers)
             axes.set_xlabel("stage")
-            axes.set_ylim(bottom=0)
             axes.spines[["top", "right"]].set_visible(False)
+        figure.axes[0].set_ylim(bottom=0)  # after all panels, because it ends the automatic scale that they share
         figure.axes[0].set_ylabel("high-frequency share (%)")
         first, second, third = (
             Line2D([], [], marker=MARKERS[branch], color=COLOURS[branch], label=branch, markersize=3.5, lw=1)

@@ -30,9 +30,8 @@ class AttentionDistance:
 
     def update(self, qkv: Tensor, image_size: tuple[int, ...]) -> None:
         """Add the output ``(N, h, w, 3 * C)`` of the branch's ``qkv`` for images of this height and width."""
-        n, h, w, c = qkv.shape
-        q, k, _ = qkv.detach().float().reshape(n, h * w, 3, self.num_heads, c // (3 * self.num_heads)).unbind(2)
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
+        n, h, w, _ = qkv.shape
+        q, k = queries_and_keys(qkv, self.num_heads)
         rows, columns = torch.meshgrid(
             (torch.arange(h, device=q.device) + 0.5) * image_size[0] / h,
             (torch.arange(w, device=q.device) + 0.5) * image_size[1] / w,
@@ -41,9 +40,8 @@ class AttentionDistance:
         positions = torch.stack([rows, columns], -1).flatten(0, 1)
         total = 0.0
         for queries, places in zip(q.split(QUERIES, 2), positions.split(QUERIES), strict=True):
-            attention = (queries @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
             distances = torch.cdist(places, positions)
-            spanned = (attention * distances).sum(-1)
+            spanned = (attention(queries, k) * distances).sum(-1)
             self._sum = self._sum + spanned.double().sum((0, 2)) / (h * w)
             total += distances.double().sum().item()
         self.uniform = total / (h * w) ** 2
@@ -56,6 +54,17 @@ class AttentionDistance:
         For comparison, :attr:`uniform` is the distance of attention that weighs all positions equally.
         """
         return torch.as_tensor(self._sum / self._images)
+
+
+def queries_and_keys(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Return the queries and keys ``(N, heads, h * w, channels)`` in the output ``(N, h, w, 3 * C)`` of ``qkv``."""
+    q, k, _ = qkv.detach().float().flatten(1, 2).unflatten(2, (3, heads, -1)).unbind(2)
+    return q.transpose(1, 2), k.transpose(1, 2)
+
+
+def attention(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return how much each query attends to each position, ``(N, heads, queries, positions)``, which sums to 1."""
+    return (queries @ keys.mT * queries.shape[-1] ** -0.5).softmax(-1)
 
 
 def receptive_fields(model: Any, layers: Iterable[Layer], batches: Iterable[Tensor]) -> dict[Layer, Tensor]:

@@ -52,8 +52,8 @@ def find(reference: str | Path, weights: bool = True) -> tuple[Path, dict[str, A
     """Return the folder of a saved model and the contents of its ``config.json``.
 
     Args:
-        reference: The folder, or one of the two files in it; or ``hf-hub:USER/NAME``, which is taken from the cache of
-            the Hugging Face Hub or downloaded.
+        reference: The folder, or one of the two files in it; or ``hf-hub:USER/NAME``, perhaps with ``@REVISION``, which
+            is taken from the cache of the Hugging Face Hub or downloaded.
         weights: Whether the weights are needed too; without them, ``config.json`` suffices.
 
     Returns:
@@ -79,15 +79,19 @@ def find(reference: str | Path, weights: bool = True) -> tuple[Path, dict[str, A
     return folder, config.read(folder / "config.json")
 
 
-def _fetched(repository: str) -> Path:
-    """Return the folder in the Hub's cache that holds a repository's model, downloading it if necessary."""
+def _fetched(name: str) -> Path:
+    """Return the folder in the Hub's cache that holds the model of ``USER/NAME`` or ``USER/NAME@REVISION``.
+
+    Only the two files of a saved model are downloaded, and only if they are not in the cache.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(FILES)))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(FILES)))
     except HFValidationError as error:
-        raise ValueError(f"{HUB}{repository}: expected {HUB}USER/NAME") from error
+        raise ValueError(f"{HUB}{name}: expected {HUB}USER/NAME or {HUB}USER/NAME@REVISION") from error
     except Exception as error:  # errors of any kind: those of httpx, of the Hub and of the operating system
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OSError(f"{HUB}{repository}: could not be fetched ({reason}); give a local copy's folder") from error
+        raise OSError(f"{HUB}{name}: could not be fetched ({reason}); give a local copy's folder") from error

@@ -18,7 +18,7 @@ from iformer.common.images import ImageFile, stream_images
 from iformer.common.provenance import provenance
 from iformer.common.results import open_results
 from iformer.models.saved import Model
-from iformer_command.terminal import ITEM_ERRORS, item_error
+from iformer_command.terminal import ITEM_ERRORS, is_out_of_memory, item_error
 
 TYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The precisions in which PyTorch computes."""
@@ -242,4 +242,5 @@ def _predicted(predictor: Predictor, samples: Sequence[Sample]) -> list[dict[str
     try:
         return predictor.predict([Path(str(samples[0].path))], [samples[0].image])
     except ITEM_ERRORS as error:
-        return [{"error": item_error(samples[0].path, error)}]
+        advice = " Give the image in a smaller size, or predict with --device cpu" * is_out_of_memory(error)
+        return [{"error": item_error(samples[0].path, error) + advice}]

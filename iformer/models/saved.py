@@ -10,7 +10,7 @@ import copy
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -109,6 +109,10 @@ class Model:
     config: dict[str, Any]
     weights: str
     exported: str = ""
+
+    def on_cpu(self) -> "Model":
+        """Return the model with its network on the CPU, which is a copy if it is elsewhere."""
+        return self if self.device.type == "cpu" else replace(self, network=copy.deepcopy(self.network).cpu())
 
     @property
     def device(self) -> torch.device:

@@ -4,3 +4,5 @@ Recipes name ``iformer.segmentation.data.SegmentationData`` and ``iformer.segmen
 """
 
 from iformer.segmentation.model import build as build
+from iformer.segmentation.model import semantic_fpn as semantic_fpn
+from iformer.segmentation.model import upernet as upernet

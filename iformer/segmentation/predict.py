@@ -56,17 +56,16 @@ class Predictor:
 
     def _segmented(self, path: Path, image: np.ndarray) -> dict[str, Any]:
         name, config = self.names.name(path), self.model.config
-        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
-        labels = inference.classes(self.model, pixels).cpu().numpy().astype(np.uint8)
+        labels = label_map(self.model, image)
         written = {}
         if self.options.output is not None:
             files = {"overlay": f"{name}_overlay.png", "labels": f"{name}_labels.png"}
             written = {kind: self.options.output / file for kind, file in files.items()}
             pictures.draw_overlay(image, labels, config, written["overlay"])
-            write_labels(labels, config["palette"], written["labels"])
+            label_image(labels, config["palette"]).save(written["labels"])
         return {
             **{kind: str(file) for kind, file in written.items()},
-            "classes": _shares(labels, self.model.class_names),
+            "classes": shares(labels, self.model.class_names),
         }
 
     def document(self, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -82,14 +81,21 @@ class Predictor:
                 yield f"{kind}: {result[kind]}"
 
 
-def write_labels(labels: np.ndarray, palette: Sequence[Sequence[int]], file: Path) -> None:
-    """Write classes ``(H, W)`` as a palette image."""
+def label_map(model: Model, image: np.ndarray) -> np.ndarray:
+    """Return the class of each pixel ``(H, W)`` of an image ``(H, W, 3)``, both of uint8."""
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    return inference.classes(model, pixels).cpu().numpy().astype(np.uint8)
+
+
+def label_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """Return classes ``(H, W)`` as a palette image."""
     image = Image.fromarray(labels)
     image.putpalette([channel for colour in palette for channel in colour])  # changes the mode to P
-    image.save(file)
+    return image
 
 
-def _shares(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+def shares(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the share of the pixels that each class covers, the largest first, without those that cover none."""
     counts = np.bincount(labels.flatten(), minlength=len(names))
     return [
         {"name": names[label], "share": round(float(counts[label] / labels.size), 4)}

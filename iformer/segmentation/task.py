@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import FSDPStrategy
 from pydantic import Field
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from iformer.common.ranges import NotNegativeInt, Size, checked
 from iformer.models import saved
@@ -17,6 +16,7 @@ from iformer.segmentation import inference, metrics, pictures
 from iformer.segmentation.model import Architecture, build, nested
 from iformer.segmentation.transforms import IGNORE
 from iformer.training.class_weights import ClassWeights, require_weights
+from iformer.training.confusion import ConfusionMatrix
 from iformer.training.optimization import AdamWCosine
 from iformer.training.task import Task, network_config
 
@@ -83,7 +83,7 @@ class SegmentationTask(Task):
         require_weights("class_weights", class_weights)
         self.class_weights, self.overlap_loss = class_weights, _overlap_loss(overlap_loss)
         self.window, self.flip_test, self.pictures = window, flip_test, pictures
-        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False)
+        self.confusion = ConfusionMatrix(num_classes, ignore_index=IGNORE)
         self._shown: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def build(self) -> nn.Module:
@@ -133,7 +133,7 @@ class SegmentationTask(Task):
         images, labels = batch
         logits = inference.logits(self, images, self.window, self.flip_test)
         found = inference.labels(logits, (labels.shape[-2], labels.shape[-1]))
-        self.confusion.update(found, labels.long())
+        self.confusion.update(found, labels)
         # The loss is computed at the image's size, which may be much smaller than the label map's.
         small = F.interpolate(labels[:, None].float(), logits.shape[-2:]).squeeze(1)
         labelled = int((small != IGNORE).sum())
@@ -172,7 +172,9 @@ def _loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tens
     """Return the mean cross entropy over the labelled pixels, or 0 if there are none; classes may have weights."""
     labels = labels.long()
     labelled = (labels != IGNORE).sum().clamp(min=1)
-    return F.cross_entropy(logits.float(), labels, weights, ignore_index=IGNORE, reduction="sum") / labelled
+    # A GPU adds up the losses of pixels in the order in which they come, unless it is asked for each of them.
+    losses = F.cross_entropy(logits.float(), labels, weights, ignore_index=IGNORE, reduction="none")
+    return losses.sum() / labelled
 
 
 def _overlap_loss(name: str | None) -> nn.Module | None:

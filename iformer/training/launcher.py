@@ -20,12 +20,13 @@ from pydantic import Field
 
 from iformer.common.provenance import provenance
 from iformer.common.ranges import Count, NotNegative, NotNegativeInt, Share, require
-from iformer.training import checkpoints, learning_rates, recipes
+from iformer.training import checkpoints, evaluations, learning_rates, recipes
 from iformer.training.callbacks import ImagesPerSecond, ProgressBar, SharedBatchNorm, StopEarly, TrainingHealth
 from iformer.training.freezing import Freeze
 from iformer.training.resumable import SeededSteps, run_seed
 from iformer.training.run_folder import MetricsLog, RunRecord, locked
-from iformer.training.user_errors import explain, require_data, user_errors
+from iformer.training.task import Task
+from iformer.training.user_errors import explain, out_of_memory, require_data, user_errors
 
 
 def run(
@@ -58,7 +59,9 @@ def run(
     results = {"recipe": name, "metrics": metrics, **({"per_class": per_class} if per_class else {})}
     if cli.found_lr:
         results = {"recipe": name, "learning_rate": cli.found_lr}
-    return {**results, **provenance(run_seed())}
+    results = {**results, **provenance(run_seed())}
+    cli.write_card(results)
+    return results
 
 
 NOT_THE_USERS = (
@@ -116,7 +119,9 @@ class _CLI(LightningCLI):
     def __init__(self, recipe: str, args: list[str], stack: contextlib.ExitStack) -> None:
         self.recipe, self.verb, self.stack = recipe, args[0], stack
         self.found_lr: dict[str, Any] = {}
+        self.exported = False
         strict = {"exit_on_error": False, "allow_abbrev": False}
+        stack.enter_context(self._memory_errors())
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -135,6 +140,18 @@ class _CLI(LightningCLI):
             parser_kwargs={**strict, self.verb: strict},
             args=args,
         )
+
+    @contextlib.contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Say which settings need less memory if that of a GPU is not enough.
+
+        Raises:
+            MemoryError: It is not.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(out_of_memory(error, self.verb, self.config[self.verb])) from error
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the verb, with those arguments of its Trainer method that the user cannot set.
@@ -289,6 +306,21 @@ class _CLI(LightningCLI):
         elif isinstance(self.trainer.strategy, FSDPStrategy):
             file = checkpoints.newest(self.run_folder)
         else:
-            export(self.run_folder)
+            file = None
+        weights = torch.load(file, map_location="cpu", weights_only=True)["state_dict"] if file else None
+        export(self.run_folder, weights)
+        self.exported = True
+
+    def write_card(self, results: Mapping[str, Any]) -> None:
+        """Write the model card of the run's folder, or add to it what was measured.
+
+        Raises:
+            OSError: The card could not be written.
+            ValueError: The card's metadata, which a user may have edited, are not valid.
+        """
+        if not self.trainer.is_global_zero or not isinstance(self.model, Task):
             return
-        export(self.run_folder, torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+        if self.exported:
+            evaluations.record_training(self.run_folder, self.trainer, results)
+        elif self.verb != "fit":
+            evaluations.record_evaluation(self.run_folder, self.verb, self.trainer, self.model.model, results)

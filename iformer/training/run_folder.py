@@ -162,6 +162,8 @@ class RunRecord(Callback):
     def __init__(self, recipe: str, settings: str) -> None:
         self.recipe, self.settings = recipe, settings
         self.resumed = False
+        self.began: int | None = None  # the optimiser steps before this process trained
+        self.validated: int | None = None  # those before the last validation
         self.groups: list[list[dict[str, Any]]] = []
         self.log_rows: int | None = None
         self.saved_groups: list[int] = []  # the number of groups of each optimiser in the checkpoint
@@ -228,8 +230,14 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             write_text(Path(trainer.default_root_dir, "recipe.yaml"), self.settings)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember after how many steps the model was validated."""
+        if not trainer.sanity_checking:
+            self.validated = trainer.global_step
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue the log, and restore the current settings of the optimiser and the learning rate."""
+        self.began = trainer.global_step
         if not self.resumed:
             return
         for log in trainer.loggers:

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from iformer.common.ranges import in_words
+from iformer_command.terminal import reason
 
 
 @contextlib.contextmanager
@@ -27,6 +29,11 @@ def user_errors() -> Iterator[None]:
         raise ValueError("the file is not a checkpoint, or holds more than weights and plain values") from error
     except RuntimeError as error:
         first, _, rest = str(error).partition("\n")
+        if "does not have a deterministic implementation" in first:  # a test fails when torch says it in other words
+            raise ValueError(
+                f"trainer.deterministic is true, but {first.split()[0]} has no deterministic implementation; expected "
+                "warn or false"
+            ) from error
         if not first.startswith("Error(s) in loading state_dict"):
             raise
         raise ValueError(f"the checkpoint does not fit the model: {rest.strip().splitlines()[0].strip()}") from error
@@ -34,6 +41,31 @@ def user_errors() -> Iterator[None]:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning exits with status 1 on Ctrl-C
             raise KeyboardInterrupt from end
         raise
+
+
+def out_of_memory(error: torch.OutOfMemoryError, verb: str, settings: Namespace) -> str:
+    """Return what was asked of the GPU's memory and which settings of a run make it less, in one line.
+
+    Args:
+        error: The error, whose message has the figures.
+        verb: ``fit``, ``validate`` or ``test``.
+        settings: All settings of the run.
+    """
+    model, data, trainer = settings.model.init_args, settings.data.init_args, settings.trainer
+    advice = []
+    if verb != "fit":
+        size = "eval_batch_size" if data.get("eval_batch_size") else "batch_size"
+        advice.append(f"lower data.init_args.{size} ({data.get(size)})")
+    else:
+        advice.append(
+            f"lower data.init_args.batch_size ({data.get('batch_size')}) and raise trainer.accumulate_grad_batches "
+            f"({trainer.accumulate_grad_batches}) by the same factor"
+        )
+        if model.get("grad_checkpointing") is False:
+            advice.append("set model.init_args.grad_checkpointing to true")
+    if str(trainer.precision) in ("None", "32", "32-true"):
+        advice.append("set trainer.precision to bf16-mixed")
+    return f"{reason(error)} To need less, {', or '.join(advice)}"
 
 
 def explain(message: str, known: Sequence[str]) -> str:

@@ -68,6 +68,9 @@ def test_run_logs_each_loss_and_ap_and_leaves_a_detector(recipe: Path, tmp_path:
     run("validate", ["--config", str(recipe), "--resume", "--verbose=false"])
     with open(tmp_path / "run" / "per_class.csv") as file:
         assert [row["class"] for row in csv.DictReader(file)] == ["car", "train", "zebra"]
+    card = (tmp_path / "run/README.md").read_text()
+    assert f"| `mask_ap` | {results['metrics']['val_mask_ap']:.4f} |" in card
+    assert "3 classes: car, train, zebra." in card
 
 
 def boxes(annotations: str) -> list[str]:

@@ -112,7 +112,7 @@ def test_what_the_hub_has_not(hub: str) -> None:
     with pytest.raises(OSError, match=r"^hf-hub:someone/fish: could not be fetched \(") as error:
         resolve("hf-hub:someone/fish")
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"^hf-hub:a/b/c: expected hf-hub:USER/NAME$"):
+    with pytest.raises(ValueError, match=r"^hf-hub:a/b/c: expected hf-hub:USER/NAME or hf-hub:USER/NAME@REVISION$"):
         resolve("hf-hub:a/b/c")
 
 

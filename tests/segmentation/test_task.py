@@ -85,6 +85,9 @@ def test_it_learns_is_evaluated_and_predicts(scenes: Path, tmp_path: Path, iform
     assert np.mean([float(row["iou"]) for row in rows]) == pytest.approx(miou, abs=1e-3)
     assert min(Image.open(tmp_path / "run/pictures.png").size) > 300
     assert len((tmp_path / "run/confusion.csv").read_text().splitlines()) == 4
+    card = (tmp_path / "run/README.md").read_text()
+    assert f"| `miou` | {miou:.4f} | {miou:.4f} |" in card  # the test images are those of validation
+    assert f"3 classes: {', '.join(NAMES)}." in card
     status, out, _ = iformer("validate", f"--config={file}", "--resume", "--json")
     document = json.loads(out)
     assert document["metrics"]["val_miou"] == pytest.approx(miou, abs=1e-5)
