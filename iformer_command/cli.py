@@ -187,7 +187,10 @@ def fit(
     _train_or_evaluate("fit", [*given, *context.args], as_json)
 
 
-SECTIONS = ("model", "data", "trainer", "checkpoint", "optimizer", "lr_scheduler", "seed_everything", "print_config")
+SECTIONS = (
+    *("model", "data", "trainer", "checkpoint", "early_stopping", "freeze", "optimizer", "lr_scheduler"),
+    *("seed_everything", "find_lr", "print_config"),
+)
 """What a recipe's keys begin with."""
 
 
@@ -200,7 +203,7 @@ def _require_keys(context: typer.Context, arguments: Iterable[str]) -> None:
         if not known and not awaited:
             near = difflib.get_close_matches(name, [o for p in context.command.params for o in p.opts], n=1)
             raise typer.BadParameter(f"no option {name}{f', did you mean {near[0]}?' if near else ''}")
-        awaited = known and not equals and name != "--print_config"
+        awaited = known and not equals and name not in ("--find_lr", "--print_config")
 
 
 def _fit_folder(data: Path, options: "Options", arguments: list[str], resume: bool, check: bool, as_json: bool) -> None:
@@ -224,7 +227,7 @@ def _fit_folder(data: Path, options: "Options", arguments: list[str], resume: bo
         raise
     results = {**results, "data": prepared.document()}
     rank_zero_only(_print_results)("fit", results, as_json)
-    if not as_json:
+    if not as_json and "metrics" in results:  # and not only a learning rate
         rank_zero_only(say)(*prepared.afterwards(results["metrics"]))
 
 

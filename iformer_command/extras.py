@@ -15,6 +15,7 @@ EXTRAS = {
     "deployment": "deploy",
     "benchmark": "deploy",
     "explorer": "explore",
+    "demo": "train,analysis",
 }
 """The extras of rooms, the packages in ``iformer``, that are not called like the room."""
 
@@ -43,7 +44,8 @@ def missing(error: BaseException) -> str | None:
     frames = [*traceback.walk_tb(error.__traceback__), *traceback.walk_tb(cause.__traceback__)]
     names = (frame.f_globals.get("__name__", "").split(".") for frame, _ in frames)
     rooms = [name[1] for name in names if name[0] == "iformer" and name[1:]]
-    preferred = [extra for extra in (EXTRAS.get(room, room) for room in rooms) if extra in offered]
+    wanted = (EXTRAS.get(room, room) for room in rooms)
+    preferred = [extras for extras in wanted if not set(extras.split(",")).isdisjoint(offered)]
     return not_installed(package, (preferred or offered)[0])
 
 

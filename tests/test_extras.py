@@ -51,6 +51,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PHOTO = "photos/train/cat/0.png"
 
 NEED = {
+    "train,analysis": [["demo"]],
     "train": [["fit", "photos"], ["validate", "--config", "cifar10"], ["compare", "--config", "cifar10"]],
     "detection": [["predict", PHOTO, "--model", "detector"]],
     "segmentation": [["predict", PHOTO, "--model", "segmenter"]],

@@ -70,6 +70,7 @@ class CocoData(DataModule):
         self.save_hyperparameters(logger=False)
         self.settings = self.hparams
         self.batch_size = batch_size
+        self.has_test = False  # COCO's test annotations are not public
         self.class_names: tuple[str, ...] = ()
         self.category_ids: tuple[int, ...] = ()
         self._splits: dict[str, CocoImages] = {}
@@ -112,7 +113,7 @@ class CocoData(DataModule):
         return self._loader("val", self.settings.eval_batch_size or self.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        """Return the validation batches, because COCO's test annotations are not public."""
+        """Return the validation batches."""
         return self.val_dataloader()
 
     def _loader(self, split: str, batch_size: int) -> DataLoader:

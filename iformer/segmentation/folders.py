@@ -115,7 +115,18 @@ def survey(data: Mapping[str, Any]) -> Survey:
     if not data.get("class_names") and not (root / NAMES).is_file():
         notes.append(f"the classes have no names; give them in {root / NAMES}, one in a line")
     both = {"data": {"init_args": settings}, "model": {"init_args": {"num_classes": len(names)}}}
-    return Survey("images with label maps", "label maps", names, counts, files, images, notes, wrong, settings=both)
+    return Survey(
+        "images with label maps",
+        "label maps",
+        names,
+        counts,
+        files,
+        images,
+        notes,
+        wrong,
+        settings=both,
+        has_test=bool(data.get("test_images")),
+    )
 
 
 def _read(both: Sequence[tuple[Path, Path]], sizes: Mapping[Path, tuple[int, int]]) -> tuple[Counter[int], list[str]]:

@@ -74,10 +74,12 @@ def record_evaluation(folder: Path, verb: str, trainer: Trainer, network: Any, r
     """
     if isinstance(trainer.strategy, FSDPStrategy) or not _is_saved(network, folder):  # of shards none is whole
         return
-    stage, loaders, limit = {
-        "validate": ("validation", trainer.val_dataloaders, trainer.limit_val_batches),
-        "test": ("test", trainer.test_dataloaders, trainer.limit_test_batches),
+    loaders, limit = {
+        "validate": (trainer.val_dataloaders, trainer.limit_val_batches),
+        "test": (trainer.test_dataloaders, trainer.limit_test_batches),
     }[verb]
+    data = getattr(trainer, "datamodule", None)
+    stage = "test" if verb == "test" and getattr(data, "has_test", True) else "validation"
     metrics = _of_stage(results["metrics"], verb.removesuffix("idate"))
     found = {"images": _images(loaders, limit), "metrics": metrics, **_source(results)}
     write_json(folder / model_card.EVALUATIONS, {**read_json(folder / model_card.EVALUATIONS), stage: found})

@@ -148,12 +148,12 @@ class Run:
     def afterwards(self, metrics: Mapping[str, float]) -> list[str]:
         """Return the figures of the last validation, and the commands to go on with."""
         figures = (f"{name.removeprefix('val_')} {value:.4g}" for name, value in metrics.items() if name[:4] == "val_")
-        folder = shlex.quote(str(self.folder))
+        folder, verb = shlex.quote(str(self.folder)), "test" if self.survey.has_test else "validate"
         return [
             f"Validation: {', '.join(figures)}",
             f"Predict:    iformer predict IMAGE... --model {folder}",
             f"Look:       iformer analyze IMAGE_OR_FOLDER... --model {folder}",
-            f"Evaluate:   iformer test --config {folder}/recipe.yaml --resume",
+            f"Evaluate:   iformer {verb} --config {folder}/recipe.yaml --resume",
             f"Export:     iformer export {folder}",
         ]
 

@@ -118,6 +118,7 @@ class Survey:
         wrong: What is missing or contradictory so that training could not read it, a line each.
         tolerated: The share of unreadable images that training passes over.
         settings: Settings of a recipe, nested, that follow from what was found.
+        has_test: Whether there are test images too.
     """
 
     kind: str
@@ -130,6 +131,7 @@ class Survey:
     wrong: list[str] = field(default_factory=list)
     tolerated: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
+    has_test: bool = False
 
     @property
     def sides(self) -> tuple[int, int]:

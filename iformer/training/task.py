@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -89,6 +90,11 @@ class Task(lightning.LightningModule):
             weights = weights_of(key, self.class_weights, self.class_names, counts)
             self.loss_weights = torch.tensor(weights, device=self.device)
         self.parameter_groups = self.optimization.parameter_groups(self.model) if stage == "fit" else []
+
+    def on_test_start(self) -> None:
+        """Warn where the figures will be those of the validation images."""
+        if self.of_data("has_test") is False:
+            rank_zero_warn("no test images: these are the figures of the validation images")
 
     def export(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the network for ``iformer predict`` and timm into ``folder``.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,29 @@ def test_one_line_trains_and_says_how_to_go_on(iformer: Command, photos: Path, t
     status, out, _ = iformer("predict", photos / "red" / "0.png", "--model", run, "--json")
     assert status == 0
     assert {each["name"] for each in json.loads(out)[0]["classes"]} == {"blue", "green", "red"}
-    assert iformer("test", "--config", run / "recipe.yaml", "--resume")[0] == 0
+    with pytest.warns(UserWarning, match="no test images: these are the figures of the validation images"):
+        assert iformer("test", "--config", run / "recipe.yaml", "--resume")[0] == 0
+    assert "split: validation" in (run / "README.md").read_text()
+    assert "split: test" not in (run / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("with_test", "verb"), [(False, "validate"), (True, "test")])
+def test_it_says_how_to_evaluate(with_test: bool, verb: str, iformer: Command, split: Path, tmp_path: Path) -> None:
+    if with_test:
+        shutil.copytree(split / "val", split / "test")
+    run = tmp_path / "run"
+    freeze = ("--freeze.stages", "1", "--freeze.epochs", "1", "--checkpoint.best", "true")
+    status, out, err = iformer("fit", split, "--output", run, "--epochs", 1, *freeze, *TINY)
+    assert status == 0, err
+    assert f"iformer {verb} --config {run}/recipe.yaml" in out
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["freeze"]["stages"] == 1
+
+
+def test_a_learning_rate_is_found_for_a_folder(iformer: Command, split: Path, tmp_path: Path) -> None:
+    status, out, err = iformer("fit", split, "--find_lr", "--batch-size", 2, "--output", tmp_path / "run", *TINY)
+    assert status == 0, err
+    assert "--model.init_args.optimization.lr" in out
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_the_same_line_goes_on_after_ctrl_c(
