@@ -91,12 +91,12 @@ def _weights(name: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
         OSError: The weights cannot be read.
     """
     locations.refuse_exported(path)
-    file = Path(path)
+    file, saved = Path(path), name
     if locations.is_saved(path) and not _has_weights_only(file):
         folder, settings = locations.find(path)
         if settings["task"] != "classification":
             raise ValueError(f"{path}: a model for {settings['task']}, expected a classifier")
-        file = folder / "model.safetensors"
+        file, saved = folder / "model.safetensors", settings["architecture"]
     elif file.is_dir():  # a folder of weights alone
         file = file / "model.safetensors"
     if not file.is_file():
@@ -110,7 +110,11 @@ def _weights(name: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             with torch.random.fork_rng(devices=()):  # so that this check does not change the model's initial weights
                 timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **whole)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
+            if saved != name:
+                raise ValueError(f"{path}: a saved {saved}, expected one of {name}") from error
+            if isinstance(error, ValueError):
+                raise
             lacking = [key for key in timm.create_model(name, **whole).state_dict() if key not in state_dict]
             reason = f"it lacks {len(lacking)} of the model's tensors, such as {lacking[0]}" if lacking else str(error)
             raise ValueError(f"{path}: not a checkpoint of {name}: {' '.join(reason.split())[:300]}") from error

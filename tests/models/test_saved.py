@@ -139,6 +139,13 @@ def test_a_file_without_the_models_weights_is_refused(tmp_path: Path) -> None:
     assert torch.equal(model.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"])
 
 
+@pytest.mark.parametrize("name", ["iformer_small", "resnet18"])
+def test_a_saved_model_of_another_network_is_named(name: str, tmp_path: Path) -> None:
+    saved.save(timm.create_model("iformer_nano", num_classes=2, img_size=32), tmp_path / "run", ["a", "b"])
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'run'}: a saved iformer_nano, expected one of {name}$"):
+        create(name, str(tmp_path / "run"), num_classes=3)
+
+
 def test_a_segmenters_run_is_no_classifier_to_begin_from(tmp_path: Path) -> None:
     saved.save_assembled(nano(), tmp_path, "segmentation", SEGMENTER)
     with pytest.raises(ValueError, match=rf"^{tmp_path}: a model for segmentation, expected a classifier$"):
