@@ -29,8 +29,6 @@ app = typer.Typer(help="iFormer, the Inception Transformer (NeurIPS 2022).", no_
 
 MODEL_HELP = "A saved model's folder, the name of one of timm's models, a released file, or hf-hub:USER/NAME."
 
-"""The extra with which a package is installed that not everybody needs."""
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
@@ -500,9 +498,9 @@ def explore(
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
     """Open a page on which pictures are taken apart: classes, frequencies, branches, the ramp, objects and regions."""
-    from iformer.explorer.server import serve
+    from iformer.explorer.server import serve, serving
 
-    serve(model or (), host, port, analysis, search, browser)
+    serve(serving(model or (), host, port, analysis, search, browser))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

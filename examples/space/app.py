@@ -6,11 +6,11 @@ The Space's variable MODELS names the models, separated by spaces: hf-hub:USER/N
 
 import os
 
-from iformer.explorer.server import serve
+from iformer.explorer.server import serve, serving
 
-serve(
+page = serving(
     os.environ.get("MODELS", "iformer_small").split(),
     host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"),  # everybody may look at a Space
     port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
-    browser=False,
 )
+serve(page)

@@ -94,12 +94,10 @@ class Classify:
         picture = self.bench.picture(file)
         columns = [self._column(name, picture, chosen, strength) for name in dict.fromkeys(names)]
         explained = columns[0]["explained"]
-        parts = [("Classes", html.command("iformer", "predict", picture.name, "--model", names[0]))]
-        parts += [
-            (
-                "Grad-CAM",
-                html.command("iformer", "analyze", picture.name, "--model", names[0], "--target", explained),
-            )
+        words = (picture.name, "--model", names[0])
+        parts = [
+            ("Classes", html.command("iformer", "predict", *words)),
+            ("Grad-CAM", html.command("iformer", "analyze", *words, "--target", explained)),
         ]
         return View(html.render("classify", columns=columns, note=picture.note), html.same(*parts))
 

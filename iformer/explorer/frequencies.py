@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from iformer.explorer import charts, html, pictures
-from iformer.explorer.classify import bar
+from iformer.explorer.classify import TOP, bar
 from iformer.explorer.pictures import Picture
 from iformer.explorer.workbench import TASKS, Results, View, Workbench, probabilities
 from iformer.frequency import fourier
@@ -22,9 +22,6 @@ from iformer.models.saved import Model
 
 LOW, HIGH = "Low-pass", "High-pass"
 """The filters: the frequencies up to the cut-off, or those above it."""
-
-TOP = 5
-"""The number of classes that are shown."""
 
 
 @dataclass(frozen=True)

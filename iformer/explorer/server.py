@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,18 +141,11 @@ def serving(
             blocks.close(verbose=False)
 
 
-def serve(
-    models: Sequence[str] = (),
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    analysis: Path = Path("runs/analysis"),
-    search: Path = Path("runs/ramp_search"),
-    browser: bool = True,
-) -> None:
-    """Serve the page until Ctrl-C or a request to end; see :func:`serving`."""
+def serve(page: AbstractContextManager[str]) -> None:
+    """Serve a page, see :func:`serving`, until Ctrl-C or a request to end."""
     give_memory_back()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded is deleted
-    with serving(models, host, port, analysis, search, browser) as address:
+    with page as address:
         say(f"Explorer: {address} (Ctrl-C ends it)")
         sys.stdout.flush()
         try:
