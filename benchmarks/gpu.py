@@ -1,6 +1,7 @@
 """Training and inference on a GPU: iFormer-S, B and L beside ConvNeXt, Swin and naive iFormers; and Mask R-CNN.
 
     python -m benchmarks.gpu
+    python -m benchmarks.gpu --eager --only training_small_128 inference_small_bf16_256
 
 Models of one size are measured in the same rounds, each in a process of its own. The results of each group are kept in
 a folder, so that a measurement that was stopped goes on where it was; what does not fit into the GPU's memory, or does
@@ -133,14 +134,18 @@ def _detection(work: Work, size: str, models: Sequence[str]) -> dict[str, list[C
     return found
 
 
-def measure(work: Work, folder: Path, rounds: int) -> dict[str, dict[str, Any]]:
+def measure(work: Work, folder: Path, rounds: int, only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Measure each group whose results are not in a folder yet, write them there, and return all.
 
     Results of another machine, or of other versions, are measured anew.
+
+    Raises:
+        KeyError: There is no group of a name in ``only``.
     """
     found = {}
     here = provenance(0)
-    chosen = groups(work)
+    all_groups = groups(work)
+    chosen = {name: all_groups[name] for name in only} or all_groups
     for number, (name, group) in enumerate(chosen.items(), 1):
         file = folder / f"{name}.json"
         results = json.loads(file.read_text()) if file.is_file() else {}
@@ -242,10 +247,13 @@ def main(given: Sequence[str] | None = None, work: Work | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=Path("runs/gpu"), help="the results so far")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--only", nargs="+", default=[], choices=[*groups(work or Work())], metavar="GROUP")
+    parser.add_argument("--eager", action="store_true", help="without compiled models, which take minutes to prepare")
     arguments = parser.parse_args(given)
     if work is None:
         require()
-    results = measure(work or Work(), arguments.folder, arguments.rounds)
+    work = work or Work(compiled=not arguments.eager)
+    results = measure(work, arguments.folder, arguments.rounds, arguments.only)
     write_json(arguments.docs / "results" / "gpu.json", results)
     write_text(arguments.docs / "gpu.md", page(results))
 

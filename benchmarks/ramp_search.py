@@ -1,11 +1,11 @@
 """Whether shared weights rank ramps as training alone does, and what the best ramps have in common.
 
 :data:`COMMANDS` are those of the whole study. ``variants`` writes two files for ``iformer compare``: ``ranks.yaml``,
-random ramps of any cost, and ``found.yaml``, the ramp that was set by hand, flat and falling ones, random ones of
-the same cost and the best one of each search. ``measure`` evaluates two kinds of ramps with the shared weights of a
-search run, and goes on after a kill: those that folders of ``iformer compare`` have trained alone, for the agreement of
-the ranks; and a random sample of all, for the share of attention in each block of the best ones. ``page`` writes
-``README.md`` from that.
+random ramps of any cost, and ``found.yaml``, the rising, flat and falling ramps of docs/results/mixer_and_ramp, random
+ones of the same cost and the best one of each search. ``measure`` evaluates two kinds of ramps with the shared weights
+of a search run, and goes on after a kill: those that folders of ``iformer compare`` have trained alone, for the
+agreement of the ranks; and a random sample of all, for the share of attention in each block of the best ones. ``page``
+writes ``README.md`` from that.
 """
 
 import argparse
@@ -71,11 +71,12 @@ def random_ramps(most: Ramp, count: int, seed: int, wanted: Callable[[Ramp], boo
     return [*found]
 
 
-def variants(costs: Costs, found: Mapping[str, Ramp]) -> dict[str, dict[str, Any]]:
+def variants(costs: Costs, by_hand: Mapping[str, Any], found: Mapping[str, Ramp]) -> dict[str, dict[str, Any]]:
     """Return the files of variants by name: ``ranks.yaml`` and ``found.yaml``.
 
     Args:
         costs: The costs of all ramps.
+        by_hand: The variants of ramps that were set by hand; the first is the space's own.
         found: The best ramp of each search by its name.
     """
     space = costs.space
@@ -83,14 +84,11 @@ def variants(costs: Costs, found: Mapping[str, Ramp]) -> dict[str, dict[str, Any
     alike = random_ramps(
         space.most, OF_THE_SAME_COST, 2, lambda ramp: abs(costs.of(ramp)["macs"] / macs - 1) < TOLERANCE
     )
-    own = {"hand_set": space.own}
-    ranks = {**own, **{f"random_{n}": ramp for n, ramp in enumerate(random_ramps(space.most, RANDOM, 1), 1)}}
-    flat = [heads // 2 for heads in space.most]
-    falling = [most - heads for most, heads in zip(space.most, space.own, strict=True)]
-    others = {"flat": flat, "falling": falling, **{f"alike_{n}": ramp for n, ramp in enumerate(alike, 1)}}
+    ranks = {f"random_{n}": ramp for n, ramp in enumerate(random_ramps(space.most, RANDOM, 1), 1)}
+    others = {**{f"alike_{n}": ramp for n, ramp in enumerate(alike, 1)}, **found}
     return {
         "ranks.yaml": {name: _variant(ramp, 1) for name, ramp in ranks.items()},
-        "found.yaml": {name: _variant(ramp, 3) for name, ramp in {**own, **others, **found}.items()},
+        "found.yaml": {**by_hand, **{name: _variant(ramp, 3) for name, ramp in others.items()}},
     }
 
 
@@ -256,6 +254,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("part", choices=["variants", "measure", "page"])
     parser.add_argument("--run", type=Path, default=Path("runs/search/cifar10"))
     parser.add_argument("--data", default="")
+    parser.add_argument("--ramps", type=Path, default=Path("docs/results/mixer_and_ramp/ramps.yaml"))
     parser.add_argument("--found", type=Path, nargs="*", default=[])
     parser.add_argument("--compared", type=Path, nargs="*", default=[])
     parser.add_argument("--sample", type=int, default=SAMPLE)
@@ -264,7 +263,8 @@ def main(given: Sequence[str] | None = None) -> None:
     if options.part == "variants":
         costs = costing.counts(costing.space_of(config.read(options.run / "config.json")))
         found = {f"found_{folder.name}": _best(folder) for folder in options.found}
-        for name, contents in variants(costs, found).items():
+        by_hand = yaml.safe_load(options.ramps.read_text(encoding="utf-8"))
+        for name, contents in variants(costs, by_hand, found).items():
             write_text(options.output / name, yaml.safe_dump(contents, sort_keys=False, default_flow_style=None))
     elif options.part == "measure":
         measure(Candidates(options.run, options.data), options.compared, options.output, options.sample)

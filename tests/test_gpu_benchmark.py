@@ -69,6 +69,15 @@ def test_only_what_is_not_there_is_measured(measured: Path, monkeypatch: pytest.
     assert len(asked) == 2
 
 
+def test_a_part_can_be_measured_alone(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = ["--folder", str(measured / "parts"), "--docs", str(tmp_path)]
+    gpu.main(["--rounds", "1", *folders, "--only", "training_nano_2"], WORK)
+    assert [*json.loads((tmp_path / "results" / "gpu.json").read_text())] == ["training_nano_2"]
+    with pytest.raises(SystemExit):
+        gpu.main(["--only", "training_nano_3", *folders], WORK)
+    assert "invalid choice: 'training_nano_3'" in capsys.readouterr().err
+
+
 def test_the_work_is_that_of_the_paper_beside_its_peers() -> None:
     groups = gpu.groups(gpu.Work())
     assert len({(name, each) for name, group in groups.items() for each in group}) == sum(map(len, groups.values()))
