@@ -88,6 +88,7 @@ class AdamWCosine:
             optimizer,
             t_initial=epochs,
             lr_min=self.min_lr * factor,
+            cycle_decay=0.5,  # that of a second cycle, which there is not; with 1, timm complains of one epoch
             warmup_t=self.warmup_epochs,  # type: ignore[arg-type]  # fractions of epochs work too
             warmup_lr_init=self.warmup_lr * factor,
         )

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from iformer.training import checkpoints, launcher
 from iformer.training.launcher import run
 from iformer.training.optimization import AdamWCosine
 from tests.conftest import Command
-from tests.training.tiny import MODEL, TinyData, recipe
+from tests.training.tiny import MODEL, TinyData, log_of, recipe
 
 
 def task(**arguments: object) -> ClassificationTask:
@@ -82,6 +83,18 @@ def test_layers_learn_the_faster_the_nearer_they_are_to_the_head() -> None:
     scales = [scale[id(parameter)] for parameter in [*order, model.head.fc.weight]]
     assert scales == sorted(set(scales))
     assert scales[-1] == 1
+
+
+def test_a_run_of_one_epoch_follows_the_cosine_and_nothing_complains(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimization = {"lr": 1.0, "min_lr": 0.2, "base_batch": None, "warmup_epochs": 0, "per": "step"}
+    file = recipe(tmp_path, model__init_args__optimization=optimization, trainer__max_epochs=1,
+                  data__init_args={"length": 16}, trainer__log_every_n_steps=1)  # fmt: skip
+    run("fit", ["--config", str(file)])
+    rates = [float(row["lr"]) for row in log_of(tmp_path / "run") if row["lr"]]
+    assert rates == pytest.approx([0.6 + 0.4 * math.cos(math.pi * step / 4) for step in range(4)])
+    assert "osine" not in caplog.text
 
 
 def test_label_smoothing_and_mixup_are_in_the_loss() -> None:
