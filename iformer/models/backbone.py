@@ -2,6 +2,8 @@
 
 import difflib
 import warnings
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +34,11 @@ def create(name: str, pretrained: bool | str = False, **arguments: Any) -> Any:
     for rate in RATES & arguments.keys():
         require(rate, arguments[rate], ShareBelowOne | None)
     if isinstance(pretrained, str):
-        arguments = {**arguments, "pretrained_cfg_overlay": _weights(name, pretrained, arguments)}
+        return _with_weights(name, pretrained, arguments)
     try:
-        return timm.create_model(name, pretrained=bool(pretrained), **arguments)
-    except (RuntimeError, TypeError, KeyError, AssertionError, IndexError) as error:
-        arguments.pop("pretrained_cfg_overlay", None)
-        message = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name} with {arguments}: {message}") from error
+        return _created(name, pretrained, arguments)
     except OSError as error:
-        if pretrained is not True:
+        if not pretrained:
             raise
         raise OSError(
             f"{name}: its weights could not be fetched ({getattr(error, 'reason', error)}); give a local copy: "
@@ -80,8 +78,21 @@ OF_FEATURES = ("features_only", "out_indices", "output_stride", "feature_cls")
 """Arguments of ``timm.create_model`` that turn a classifier into a feature extractor."""
 
 
-def _weights(name: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the ``pretrained_cfg_overlay`` with which timm loads a file of weights or a saved classifier.
+REFUSALS = (RuntimeError, TypeError, KeyError, AssertionError, IndexError)
+"""What timm's models raise, besides ValueError, where arguments or weights do not fit."""
+
+
+def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+    """Return a model of timm; where its arguments are wrong, the error is a ValueError of one line."""
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except REFUSALS as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name} with {arguments}: {message}") from error
+
+
+def _with_weights(name: str, path: str, arguments: dict[str, Any]) -> Any:
+    """Return a model with the weights of a file or of a saved classifier.
 
     timm ignores missing tensors where it loads only a part of a file, for a feature extractor or another number of
     classes. In these cases the whole classifier is therefore loaded strictly first, which finds missing tensors.
@@ -90,42 +101,63 @@ def _weights(name: str, path: str, arguments: dict[str, Any]) -> dict[str, Any]:
         ValueError: The weights do not belong to the model.
         OSError: The weights cannot be read.
     """
+    file = _file(path)
+    state_dict = released.load(file)
+    classes = _classes(name, state_dict)
+    load = partial(_loaded, name, path, {"file": str(file), "num_classes": classes}, state_dict.keys())
+    wanted, features = arguments.get("num_classes", classes), bool(arguments.get("features_only"))
+    if features or wanted != classes:
+        whole = {key: value for key, value in arguments.items() if key not in OF_FEATURES} | {"num_classes": classes}
+        with torch.random.fork_rng(devices=()):  # so that this check does not change the model's initial weights
+            load(whole)
+    if not features and wanted not in (0, classes):
+        has = f"a classifier of {classes} classes" if classes else "no classifier"
+        warnings.warn(f"{path}: has {has}; the classifier of {wanted} classes is newly initialised", stacklevel=3)
+    return load(arguments)
+
+
+def _file(path: str) -> Path:
+    """Return the file of weights that a path stands for: itself, or that of a folder or of a saved classifier."""
     locations.refuse_exported(path)
-    file, saved = Path(path), name
-    if locations.is_saved(path) and not _has_weights_only(file):
-        folder, settings = locations.find(path)
-        if settings["task"] != "classification":
-            raise ValueError(f"{path}: a model for {settings['task']}, expected a classifier")
-        file, saved = folder / "model.safetensors", settings["architecture"]
+    file = Path(path)
+    if _has_config(path):
+        file = locations.find_classifier(path) / "model.safetensors"
     elif file.is_dir():  # a folder of weights alone
         file = file / "model.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file (expected the weights to start from)")
-    state_dict = released.load(file)
-    classes = _classes(name, state_dict)
-    overlay = {"file": str(file), "num_classes": classes}
-    wanted, features = arguments.get("num_classes", classes), bool(arguments.get("features_only"))
-    if features or wanted != classes:
-        whole = {key: value for key, value in arguments.items() if key not in OF_FEATURES} | {"num_classes": classes}
-        try:
-            with torch.random.fork_rng(devices=()):  # so that this check does not change the model's initial weights
-                timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **whole)
-        except (RuntimeError, ValueError) as error:
-            if saved != name:
-                raise ValueError(f"{path}: a saved {saved}, expected one of {name}") from error
-            if isinstance(error, ValueError):
-                raise
-            lacking = [key for key in timm.create_model(name, **whole).state_dict() if key not in state_dict]
-            reason = f"it lacks {len(lacking)} of the model's tensors, such as {lacking[0]}" if lacking else str(error)
-            raise ValueError(f"{path}: not a checkpoint of {name}: {' '.join(reason.split())[:300]}") from error
-    if not features and wanted not in (0, classes):
-        has = f"a classifier of {classes} classes" if classes else "no classifier"
-        warnings.warn(f"{path}: has {has}; the classifier of {wanted} classes is newly initialised", stacklevel=3)
-    return overlay
+    return file
 
 
-def _has_weights_only(folder: Path) -> bool:
-    return (folder / "model.safetensors").is_file() and not (folder / "config.json").is_file()
+def _loaded(name: str, path: str, overlay: dict[str, Any], keys: Collection[str], arguments: dict[str, Any]) -> Any:
+    """Return a model with weights, which timm finds by ``overlay``.
+
+    Args:
+        name: The model's name.
+        path: What the user calls the weights.
+        overlay: timm's ``pretrained_cfg_overlay``.
+        keys: The names of the file's tensors.
+        arguments: Further arguments of ``timm.create_model``.
+
+    Raises:
+        ValueError: The weights do not fit. The message names the network that they are of, if that is known.
+    """
+    try:
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    except (ValueError, *REFUSALS) as error:
+        model = _created(name, False, arguments)  # raises the error where not the weights, but arguments are wrong
+        if _has_config(path):
+            locations.find_classifier(path, name)
+        reason = " ".join(str(error).removeprefix(released.REFUSAL).split())[:300]
+        if not isinstance(error, ValueError) and (lacking := [key for key in model.state_dict() if key not in keys]):
+            reason = f"it lacks {len(lacking)} of the model's tensors, such as {lacking[0]}"
+        raise ValueError(f"{path}: not a checkpoint of {name}: {reason}") from error
+
+
+def _has_config(path: str) -> bool:
+    """Return whether a path stands for a saved model, and not for a file or a folder of weights alone."""
+    file = Path(path, "model.safetensors")
+    return locations.is_saved(path) and not (file.is_file() and not file.with_name("config.json").is_file())
 
 
 def _classes(name: str, state_dict: dict[str, Tensor]) -> int:

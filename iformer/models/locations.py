@@ -79,6 +79,24 @@ def find(reference: str | Path, weights: bool = True) -> tuple[Path, dict[str, A
     return folder, config.read(folder / "config.json")
 
 
+def find_classifier(reference: str, name: str = "") -> Path:
+    """Return the folder of a saved classifier, as :func:`find` does.
+
+    Args:
+        reference: The saved model.
+        name: The model of timm that it has to be, perhaps with the tag of its weights; '' for any.
+
+    Raises:
+        ValueError: It is a model for another task, or another network.
+    """
+    folder, settings = find(reference)
+    if settings["task"] != "classification":
+        raise ValueError(f"{reference}: a model for {settings['task']}, expected a classifier")
+    if name and settings["architecture"] != name.partition(".")[0]:
+        raise ValueError(f"{reference}: a saved {settings['architecture']}, expected one of {name}")
+    return folder
+
+
 def _fetched(name: str) -> Path:
     """Return the folder in the Hub's cache that holds the model of ``USER/NAME`` or ``USER/NAME@REVISION``.
 

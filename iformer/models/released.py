@@ -35,6 +35,9 @@ RENAMES = (
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 )
 
+REFUSAL = "not a checkpoint of this model: "
+"""What an error begins with that says why weights do not fit a model."""
+
 
 def is_official(state_dict: dict[str, Tensor]) -> bool:
     """Return whether the keys are those of the authors' release."""
@@ -87,16 +90,15 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
             value = resize_pos_embed(value, list(expected[key][:2]))
         adapted[key] = value
 
-    refusal = "not a checkpoint of this model:"
     missing = [key for key in expected if key not in adapted]
     if missing:
-        raise ValueError(f"{refusal} it lacks {len(missing)} of the model's tensors, such as {missing[0]}")
+        raise ValueError(f"{REFUSAL}it lacks {len(missing)} of the model's tensors, such as {missing[0]}")
     surplus = [key for key in adapted if key not in expected and not key.startswith("head.")]
     if surplus:
-        raise ValueError(f"{refusal} it has {len(surplus)} tensors that the model lacks, such as {surplus[0]}")
+        raise ValueError(f"{REFUSAL}it has {len(surplus)} tensors that the model lacks, such as {surplus[0]}")
     for key, shape in expected.items():
         if adapted[key].shape != shape and key != "stem.conv1.weight":
-            raise ValueError(f"{refusal} its {key} has shape {tuple(adapted[key].shape)}, expected {tuple(shape)}")
+            raise ValueError(f"{REFUSAL}its {key} has shape {tuple(adapted[key].shape)}, expected {tuple(shape)}")
     return adapted
 
 

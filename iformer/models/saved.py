@@ -173,10 +173,8 @@ def resolve(reference: str | Path, weights: str | Path = "", seed: int = 0) -> M
             raise ValueError(f"{weights}: {reference} is a file of weights itself; give a model's name, or no weights")
         return resolve(_model_of(file), weights or file, seed)
     if weights not in ("", "random", "released") and locations.is_saved(weights):
-        model = _saved(weights, True, seed)
-        if reference.partition(".")[0] != model.name:
-            raise ValueError(f"{weights}: a saved {model.name}, expected one of {reference}")
-        return model
+        locations.find_classifier(weights, reference)
+        return _saved(weights, True, seed)
     weights = weights or "released"
     if weights == "released" and not timm.is_model_pretrained(reference):
         raise ValueError(f"{reference}: no released weights for this model; give a file of weights, or random")

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iformer.models.backbone import create
 from iformer.models.inception_transformer import InceptionTransformer
 from iformer.models.released import convert, convert_official, load, rename
 
@@ -226,6 +227,8 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     path = write(tmp_path / "resnet.pth", timm.create_model("test_resnet").state_dict())
     with pytest.raises(ValueError, match=r"it lacks 371 of the model's tensors, such as stem.conv1.weight"):
         from_file(path)
+    with pytest.raises(ValueError, match=rf"^{path}: not a checkpoint of iformer_small: it lacks 371 of the model's"):
+        create("iformer_small", str(path))
     with pytest.raises(ValueError, match="not a checkpoint of the iFormer release"):
         convert_official(path, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()

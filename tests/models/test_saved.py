@@ -4,6 +4,8 @@ import json
 import re
 import urllib.error
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +131,7 @@ def test_a_file_without_the_models_weights_is_refused(tmp_path: Path) -> None:
     lacking = r"\d+ of the model's tensors, such as conv1\.weight", "1 of the model's tensors"
     for state_dict, told in zip((prefixed, incomplete), lacking, strict=True):
         save_file(state_dict, file)
-        for arguments in ({"features_only": True}, {"num_classes": 5}):
+        for arguments in ({"features_only": True}, {"num_classes": 5}, {"num_classes": 3}):
             with pytest.raises(ValueError, match=f"^{file}: not a checkpoint of resnet18: it lacks {told}") as error:
                 create("resnet18", str(file), **arguments)
             assert "\n" not in str(error.value)
@@ -139,17 +141,29 @@ def test_a_file_without_the_models_weights_is_refused(tmp_path: Path) -> None:
     assert torch.equal(model.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"])
 
 
-@pytest.mark.parametrize("name", ["iformer_small", "resnet18"])
+@pytest.mark.parametrize("name", ["iformer_small", "resnet18", "iformer_small.sail_in1k"])
 def test_a_saved_model_of_another_network_is_named(name: str, tmp_path: Path) -> None:
     saved.save(timm.create_model("iformer_nano", num_classes=2, img_size=32), tmp_path / "run", ["a", "b"])
-    with pytest.raises(ValueError, match=f"^{tmp_path / 'run'}: a saved iformer_nano, expected one of {name}$"):
-        create(name, str(tmp_path / "run"), num_classes=3)
+    told = f"^{tmp_path / 'run'}: a saved iformer_nano, expected one of {name}$"
+    attempts: list[Callable[[], Any]] = [
+        partial(create, name, str(tmp_path / "run"), num_classes=classes) for classes in (2, 3)
+    ]
+    for attempt in (*attempts, lambda: saved.resolve(name, tmp_path / "run")):
+        with pytest.raises(ValueError, match=told):
+            attempt()
 
 
-def test_a_segmenters_run_is_no_classifier_to_begin_from(tmp_path: Path) -> None:
+def test_a_segmenters_run_is_no_classifiers_weights(tmp_path: Path) -> None:
     saved.save_assembled(nano(), tmp_path, "segmentation", SEGMENTER)
-    with pytest.raises(ValueError, match=rf"^{tmp_path}: a model for segmentation, expected a classifier$"):
-        create("iformer_nano", str(tmp_path))
+    for attempt in (create, saved.resolve):
+        with pytest.raises(ValueError, match=rf"^{tmp_path}: a model for segmentation, expected a classifier$"):
+            attempt("iformer_nano", str(tmp_path))  # type: ignore[operator]
+
+
+def test_where_arguments_are_wrong_the_weights_are_not_blamed(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"^test_resnet with .*no_such_argument"):
+        create("test_resnet", str(tmp_path / "a.safetensors"), no_such_argument=1)
 
 
 @pytest.mark.parametrize("name", ["levit_128s", "pit_ti_224"])
