@@ -340,6 +340,8 @@ def predict(
         raise typer.BadParameter("several processes cannot share standard input; name files, folders or patterns.")
     total = count_images(images, part)
     resolved = resolve(checkpoint or model, weights)
+    if resolved.is_untrained:
+        say(f"iformer: warning: the weights of {resolved.name} are random: its results mean nothing", file=sys.stderr)
     options = Options(top, batch_size, threshold, None if into_file else output, device, precision, workers, features)
     found = predictor(resolved, options)
     tally = _Tally(images)

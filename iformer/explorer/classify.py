@@ -116,7 +116,7 @@ class Classify:
             "class": names[index],
             "size": "{} × {}".format(*answer.size),
             "bars": [bar(model, answer.probabilities, i, i == index) for i in shown],
-            "untrained": model.weights.startswith("fresh"),
+            "untrained": model.is_untrained,
         }
 
 

@@ -33,6 +33,9 @@ from iformer.models.shared_ramps import is_shared, of_ramp
 OF_THE_RELEASE = ("tag", "license", "origin_url", "notes")
 """Keys of timm's configuration that describe the released weights, and not weights that a user has trained."""
 
+FRESH = "fresh, seed "
+"""What the source of random weights begins with; their seed follows."""
+
 
 def save(
     model: Any,
@@ -115,6 +118,11 @@ class Model:
         return self if self.device.type == "cpu" else replace(self, network=copy.deepcopy(self.network).cpu())
 
     @property
+    def is_untrained(self) -> bool:
+        """Whether the weights are random."""
+        return self.weights.startswith(FRESH)
+
+    @property
     def device(self) -> torch.device:
         """The device of the network."""
         return next((tensor.device for tensor in self.network.parameters()), torch.device("cpu"))
@@ -180,7 +188,7 @@ def resolve(reference: str | Path, weights: str | Path = "", seed: int = 0) -> M
         raise ValueError(f"{reference}: no released weights for this model; give a file of weights, or random")
     torch.manual_seed(seed)
     network = create(reference, {"released": True, "random": False}.get(weights, weights))
-    return of_classifier(network, f"fresh, seed {seed}" if weights == "random" else weights)
+    return of_classifier(network, f"{FRESH}{seed}" if weights == "random" else weights)
 
 
 def of_classifier(network: Any, weights: str = "", thresholds: Sequence[float] | None = None) -> Model:
@@ -206,7 +214,7 @@ def of_classifier(network: Any, weights: str = "", thresholds: Sequence[float] |
 def _saved(reference: str, trained: bool, seed: int) -> Model:
     """Return a saved model, with its own weights if ``trained``, or with random ones."""
     folder, settings = locations.find(reference, trained)
-    weights = reference if trained else f"fresh, seed {seed}"
+    weights = reference if trained else f"{FRESH}{seed}"
     torch.manual_seed(seed)
     if settings["task"] == "classification":
         return of_classifier(_classifier(folder, settings, trained), weights, settings.get("thresholds"))

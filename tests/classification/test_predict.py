@@ -92,3 +92,12 @@ def test_nothing_to_predict(run: Any, folder: Path, tmp_path: Path) -> None:
     for file in find_images([folder]):
         file.write_bytes(b"")
     assert run(folder)[0] == 2
+
+
+def test_classes_by_random_weights_come_with_a_warning(iformer: Command, run: Any, folder: Path) -> None:
+    told = "iformer: warning: the weights of iformer_nano are random: its results mean nothing\n"
+    status, out, err = iformer("predict", folder / "a.JPG", "--model", "iformer_nano", "--weights", "random", "--json")
+    assert (status, err) == (0, told)
+    assert len(json.loads(out)) == 1
+    assert run(folder / "a.JPG", "--weights", "random")[2] == told  # of a saved model too
+    assert run(folder / "a.JPG")[2] == ""
