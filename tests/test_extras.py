@@ -18,7 +18,7 @@ from PIL import Image
 
 import iformer
 from iformer.detection.model import build as build_detector
-from iformer.models import saved
+from iformer.models import locations, saved
 from iformer.segmentation.model import build as build_segmenter
 from iformer_command import extras
 from tests import installations
@@ -66,13 +66,16 @@ NEED = {
 """Commands that need an extra, as they stand in the folder ``work``."""
 
 
-def test_the_base_installation_predicts_and_says_what_else_needs(work: Path, tmp_path: Path) -> None:
+def test_the_base_installation_predicts_and_publishes_and_says_what_else_needs(work: Path, tmp_path: Path) -> None:
     base = installations.install(tmp_path / "base", ())
     needing = [(extra, command) for extra, commands in NEED.items() for command in commands]
     predict = ["predict", PHOTO, "--model", "classifier", "--json"]
-    predicted, *refused = installations.run(base, [predict, *(command for _, command in needing)], work)
-    assert predicted.status == 0, predicted.err
+    publish = ["publish", "classifier", "someone/pets", "--dry-run", "--json"]
+    works = [predict, publish]
+    predicted, published, *refused = installations.run(base, [*works, *(command for _, command in needing)], work)
+    assert (predicted.status, published.status) == (0, 0), predicted.err + published.err
     assert {each["name"] for each in json.loads(predicted.out)[0]["classes"]} == {"cat", "dog"}
+    assert {each["name"] for each in json.loads(published.out)["files"]} == {"README.md", *locations.FILES}
     for (extra, command), ended in zip(needing, refused, strict=True):
         line = rf"iformer: error: \S+ is not installed; run pip install 'iformer-inception\[{extra}\]'\n"
         assert ended.status == 2, command

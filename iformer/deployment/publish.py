@@ -14,9 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from iformer.common.files import write_text
-from iformer.models import locations
+from iformer.models import locations, model_card
 from iformer.models.saved import resolve
-from iformer.training import model_card
 
 
 def publish(

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from iformer.common.files import read_json, write_json
-from iformer.training import checkpoints, model_card
+from iformer.models import model_card
+from iformer.training import checkpoints
 from iformer.training.run_folder import RunRecord
 
 

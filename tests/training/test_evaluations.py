@@ -1,22 +1,18 @@
-"""The card that a run leaves beside its model."""
+"""What a run leaves beside its model: the figures, and the card that shows them."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-import timm
 from huggingface_hub import ModelCard
-from markdown_it import MarkdownIt
 
-from iformer.models import saved
-from iformer.training import model_card
+from iformer.models import model_card
 from iformer.training.launcher import run
-from tests.networks import NARROW
 from tests.training.tiny import recipe
 
 QUICK: dict[str, Any] = {"trainer__max_epochs": 2, "data__init_args": {"length": 8}}
+SAME = "the test images seem to be those of the validation"
 
 
 def card_of(folder: Path) -> ModelCard:
@@ -46,7 +42,7 @@ def test_a_run_and_its_test_write_it(tmp_path: Path) -> None:
     assert figures(card)["test", "accuracy"] == tested["test_accuracy"]
     assert f"| `loss` | {trained['val_loss']:.4f} | {tested['test_loss']:.4f} |" in card.text
     assert "other images have not been tested" not in card.text
-    assert "the test images seem to be those of the validation" in card.text  # they are in this data
+    assert SAME in card.text  # they are in this data
     assert "[per_class.csv](per_class.csv)" in card.text
     kept = (tmp_path / "run/README.md").read_bytes()
     run("fit", [*arguments, "--resume"])  # at its end
@@ -101,50 +97,3 @@ def test_it_says_to_which_step_the_figures_belong(tmp_path: Path) -> None:
     card = card_of(tmp_path / "best/run")
     assert f"those of the best validation, after {best['step']} steps" in card.text
     assert figures(card) == {("validation", "accuracy"): best["value"]}
-
-
-def folder(place: Path, names: list[str], **settings: Any) -> Path:
-    """A saved classifier of a run with these classes and settings of its recipe."""
-    saved.save(timm.create_model("iformer_nano", num_classes=len(names), **NARROW), place, names)
-    (place / "recipe.yaml").write_text(json.dumps(settings))
-    return place
-
-
-def test_names_are_text_and_places_are_not_told(tmp_path: Path) -> None:
-    names = ["<script>alert(1)</script>", "a|b`c*_d_", model_card.END, "\x1b[2J", "猫"]
-    settings: dict[str, Any] = {
-        "data": {"init_args": {"root": "/home/eve/a_b*c"}},
-        "model": {"init_args": {"pretrained": "~/w.pth"}},
-        "trainer": {"default_root_dir": "/home/eve/runs", "logger": {"token": "secret"}, "max_epochs": 3},
-    }
-    place = folder(tmp_path, names, **settings)
-    command = "iformer fit --config /home/eve/r.yaml --data.init_args.root=/home/eve/a"
-    training = {"command": command, "images": 3, "epochs": 1, "steps": 2, "seed": 0, "machine": "m", "python": "3",
-                "versions": {}}  # fmt: skip
-    (place / "evaluations.json").write_text(json.dumps({"training": training}))
-    text = model_card.card(place)
-    assert not re.search(r"\beve\b|secret|<script|\x1b", text)
-    assert text.count(model_card.END) == 1
-    assert "iformer fit --config r.yaml --data.init_args.root=a\n" in text
-    shown = MarkdownIt().enable("table").render(ModelCard(text).text)
-    assert "trained on a_b*c</h1>" in shown
-    assert "a|b`c*_d_" in shown
-    assert "<td>w.pth</td>" in shown
-
-
-def test_what_the_hub_finds_it_by(tmp_path: Path) -> None:
-    data = {"init_args": {"reader": "hfds/someone/birds", "root": ""}}
-    place = folder(tmp_path, ["a", "b"], data=data, model={"init_args": {"pretrained": "hf-hub:someone/base@v1"}})
-    (place / "evaluations.json").write_text(json.dumps({"test": {"metrics": {"accuracy": 0.5}, "command": "x"}}))
-    data = ModelCard(model_card.card(place, licence="apache-2.0")).data
-    assert (data.datasets, data.base_model, data.license) == (["someone/birds"], "someone/base", "apache-2.0")
-    (result,) = data.eval_results
-    assert (result.dataset_name, result.metric_value, data.model_name) == ("someone/birds", 0.5, "iformer_nano")
-
-
-def test_metadata_that_are_damaged_are_named(tmp_path: Path) -> None:
-    place = folder(tmp_path, ["a", "b"])
-    (place / "README.md").write_text(f"---\nlicense: [\n---\n{model_card.BEGIN}{model_card.END}")
-    with pytest.raises(ValueError, match=rf"^{place}/README\.md: its metadata are not valid \(") as error:
-        model_card.card(place)
-    assert "\n" not in str(error.value)
