@@ -201,7 +201,7 @@ class ImageData(DataModule):
                 self._open(kind, names[kind])
         if "val" not in self._parts and "train" in self._parts:
             self._keep_apart()
-        self.has_test = "test" in self._parts
+        self.has_test = "test" in self._parts and names["test"] != names["val"]
         self._parts.setdefault("test", self._parts.get("val") or self._parts["test"])
 
     def _open(self, kind: str, name: str | None) -> None:

@@ -48,6 +48,7 @@ class FashionMNISTData(DataModule):
     """
 
     class_names = tuple(FashionMNIST.classes)
+    has_test = True
     mean, std = 0.2860, 0.3530
     validation_images = 3000
 

@@ -54,7 +54,7 @@ def survey(data: Mapping[str, Any]) -> Survey:
         look_at(files),
         notes,
         tolerated=module.settings.max_error_share if module.settings.on_error == "skip" else 0.0,
-        has_test=module.has_test,
+        has_test=bool(module.has_test),
         settings={"model": {"init_args": {"num_classes": module.num_classes}}},
     )
 

@@ -77,7 +77,7 @@ class Candidates:
 
     def test_accuracies(self, ramps: list[Ramp]) -> list[float] | None:
         """Return the shares of test images that ramps classify correctly; None if they are the validation images."""
-        if not getattr(self.data, "has_test", True):
+        if self.data.has_test is False:
             return None
         images = self._kept(self.data.test_dataloader())
         return [self._accuracy(ramp, images) for ramp in ramps]

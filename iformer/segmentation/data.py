@@ -199,7 +199,7 @@ class SegmentationData(DataModule):
         self.save_hyperparameters(logger=False)
         self.settings = self.hparams
         self.batch_size = batch_size
-        self.has_test = self.settings.test_images is not None
+        self.has_test = self.settings.test_images not in (None, self.settings.val_images)
         self.class_names = tuple(class_names) if not isinstance(class_names, str) else _read_names(class_names)
         self.palette = [tuple(colour) for colour in palette or default_palette(len(self.class_names))]
         _require_consistent(self.settings, self.class_names, self.palette)

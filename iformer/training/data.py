@@ -29,8 +29,8 @@ class DataModule(lightning.LightningDataModule):
     settings: Any
     batch_size: int
     class_names: Sequence[str]
-    has_test: bool = True
-    """Whether there are test images; otherwise ``test`` takes the validation images."""
+    has_test: bool | None = None
+    """Whether there are test images; otherwise ``test`` takes the validation images. None if it is not known."""
 
     @property
     def class_counts(self) -> Sequence[int] | None:

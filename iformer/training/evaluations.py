@@ -1,7 +1,8 @@
 """What was measured of the model in a run's folder: ``evaluations.json``, from which its card is made.
 
 It has an entry for each of ``training``, ``validation`` and ``test`` that took place, with the metrics and where they
-come from: the number of images, the command, the seed, the versions and the machine.
+come from: the number of images, the command, the seed, the versions and the machine. Of a test it says too, as
+``has_test``, whether its images are others than those of the validation; null if the data does not tell.
 """
 
 from collections.abc import Mapping, Sized
@@ -79,10 +80,12 @@ def record_evaluation(folder: Path, verb: str, trainer: Trainer, network: Any, r
         "validate": (trainer.val_dataloaders, trainer.limit_val_batches),
         "test": (trainer.test_dataloaders, trainer.limit_test_batches),
     }[verb]
-    data = getattr(trainer, "datamodule", None)
-    stage = "test" if verb == "test" and getattr(data, "has_test", True) else "validation"
+    has_test = getattr(getattr(trainer, "datamodule", None), "has_test", None)
+    stage = "test" if verb == "test" and has_test is not False else "validation"
     metrics = _of_stage(results["metrics"], verb.removesuffix("idate"))
     found = {"images": _images(loaders, limit), "metrics": metrics, **_source(results)}
+    if stage == "test":
+        found["has_test"] = has_test
     write_json(folder / model_card.EVALUATIONS, {**read_json(folder / model_card.EVALUATIONS), stage: found})
     model_card.write(folder)
 

@@ -519,3 +519,10 @@ class TestAugmentation:
 def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageData(**{**PLAIN, **arguments})
+
+
+def test_test_images_are_others_than_the_validations_where_they_have_a_split_of_their_own(folder: Path) -> None:
+    assert not opened(root=str(folder)).has_test
+    assert not opened(root=str(folder), test_split="val").has_test
+    write_classes(folder / "test", 1)
+    assert opened(root=str(folder)).has_test

@@ -252,3 +252,10 @@ def test_hidden_files_are_no_images_and_linked_folders_are_followed(scenes: Path
     module = data(scenes)
     assert len(module.train_dataloader()) == 4
     assert len(list(module.val_dataloader())) == 3
+
+
+def test_test_images_are_others_than_the_validations_where_they_have_a_folder_of_their_own(scenes: Path) -> None:
+    folders = [None, FOLDERS["val_images"], "images/train"]
+    labels = [None, FOLDERS["val_labels"], "labels/train"]
+    modules = [data(scenes, test_images=a, test_labels=b) for a, b in zip(folders, labels, strict=True)]
+    assert [module.has_test for module in modules] == [False, False, True]

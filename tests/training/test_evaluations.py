@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from huggingface_hub import ModelCard
 
 from iformer.models import model_card
 from iformer.training.launcher import run
-from tests.training.tiny import recipe
+from tests.training.tiny import TinyData, recipe
 
 QUICK: dict[str, Any] = {"trainer__max_epochs": 2, "data__init_args": {"length": 8}}
 SAME = "the test images seem to be those of the validation"
@@ -42,7 +43,7 @@ def test_a_run_and_its_test_write_it(tmp_path: Path) -> None:
     assert figures(card)["test", "accuracy"] == tested["test_accuracy"]
     assert f"| `loss` | {trained['val_loss']:.4f} | {tested['test_loss']:.4f} |" in card.text
     assert "other images have not been tested" not in card.text
-    assert SAME in card.text  # they are in this data
+    assert SAME in card.text  # they are in this data, which does not tell
     assert "[per_class.csv](per_class.csv)" in card.text
     kept = (tmp_path / "run/README.md").read_bytes()
     run("fit", [*arguments, "--resume"])  # at its end
@@ -97,3 +98,16 @@ def test_it_says_to_which_step_the_figures_belong(tmp_path: Path) -> None:
     card = card_of(tmp_path / "best/run")
     assert f"those of the best validation, after {best['step']} steps" in card.text
     assert figures(card) == {("validation", "accuracy"): best["value"]}
+
+
+def test_where_the_data_tells_which_images_it_tests_on_figures_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--config", str(recipe(tmp_path, **QUICK))]
+    run("fit", arguments)
+    for has_test, splits in ((False, {"validation"}), (True, {"validation", "test"})):
+        monkeypatch.setattr(TinyData, "has_test", has_test)
+        run("test", [*arguments, "--resume", "--verbose=false"])
+        card = card_of(tmp_path / "run")
+        assert {split for split, _ in figures(card)} == splits
+        assert SAME not in card.text
