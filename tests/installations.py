@@ -40,10 +40,10 @@ class Ended(NamedTuple):
     err: str
 
 
-def distributions(extras: Iterable[str]) -> set[str]:
-    """The distributions that pip installs for this project with some of its extras."""
+def distributions(extras: Iterable[str] = (), name: str = DISTRIBUTION) -> set[str]:
+    """The distributions that pip installs for one of them, by default this project, with some of its extras."""
     found: set[tuple[str, str]] = set()
-    waiting = [(DISTRIBUTION, extra) for extra in ("", *extras)]
+    waiting = [(name, extra) for extra in ("", *extras)]
     while waiting:
         name, extra = each = waiting.pop()
         if each in found:
@@ -58,14 +58,19 @@ def distributions(extras: Iterable[str]) -> set[str]:
 
 
 def install(folder: Path, extras: Iterable[str]) -> Path:
-    """Link into a folder what an environment with some extras would have; return the folder."""
+    """Link into a new folder what an environment with some extras would have; return the folder."""
+    return link(folder, distributions(extras))
+
+
+def link(folder: Path, names: Iterable[str]) -> Path:
+    """Link distributions that are installed here into a new folder; return the folder."""
     folder.mkdir()
-    for name in distributions(extras):
+    for name in names:
         distribution = metadata.distribution(name)
         for top in {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}:
-            link, target = folder / top, Path(str(distribution.locate_file(top)))
-            if target.exists() and target.suffix != ".pth" and not link.exists():
-                link.symlink_to(target)
+            place, target = folder / top, Path(str(distribution.locate_file(top)))
+            if target.exists() and target.suffix != ".pth" and not place.exists():
+                place.symlink_to(target)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from PIL import Image
 
 from iformer.models import saved
 from iformer_command import extras
+from tests import installations
 
 pytestmark = pytest.mark.package
 
@@ -22,12 +24,20 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[Path]:
-    """The programs of a virtual environment into which the wheel was installed without extras."""
+    """The programs of a virtual environment into which the wheel was installed without extras.
+
+    torch, and what it needs itself, are links to what is installed here, for they are gigabytes. They stand outside of
+    the environment, where pip changes nothing.
+    """
     (wheel,) = (ROOT / "dist").glob("*.whl")
-    with tempfile.TemporaryDirectory() as folder:  # pytest would keep its gigabytes
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip(Path(folder, "bin"), str(wheel))
-        yield Path(folder, "bin")
+    with tempfile.TemporaryDirectory() as folder:  # pytest would keep it
+        linked = installations.link(Path(folder, "torch"), installations.distributions(name="torch") - {"setuptools"})
+        subprocess.run([sys.executable, "-m", "venv", f"{folder}/venv"], check=True)
+        (packages,) = Path(folder).glob("venv/lib/python*/site-packages")
+        (packages / "torch.pth").write_text(str(linked))
+        programs = Path(folder, "venv/bin")
+        pip(programs, str(wheel))
+        yield programs
 
 
 def pip(programs: Path, *wanted: str) -> None:
@@ -58,6 +68,8 @@ def test_it_has_none_of_the_optional_packages(environment: Path, work: Path) -> 
     print(f"{len(installed)} packages with pip and setuptools, instead of what dev has.")
     optional = set.union(*extras.contents().values()) - {"filelock"}  # which torch needs too
     assert not installed & optional
+    shown = run(environment, work, "pip", "show", extras.DISTRIBUTION).stdout
+    assert "torch" in re.findall(r"[\w-]+", shown.partition("Requires:")[2].partition("\n")[0])  # though it was there
 
 
 def test_it_lists_the_models(environment: Path, work: Path) -> None:
