@@ -246,6 +246,17 @@ def test_exceptions_are_in_the_documents() -> None:
     assert {normal(text) for text in (*NOT_RUN, *ONLY_PARSED)} <= written
 
 
+def test_the_house_has_every_module() -> None:
+    plan = re.search(r"## The house\n\n(.+?)\n\n", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    assert plan
+    parts = re.split(r"^ {4}(?:\w+ \d|beside)? +(?=\w+(?:/|\.py) )", plan[1], flags=re.MULTILINE)
+    rooms = {part.split("/")[0]: set(re.findall(r"\w+", part)) for part in parts if re.match(r"\w+/", part)}
+    folders = [folder for folder in (ROOT / "iformer").iterdir() if list(folder.glob("*.py"))]
+    for folder in (*folders, ROOT / "iformer_command"):
+        modules = {file.stem for file in folder.glob("*.py")} - {"__init__"}
+        assert modules <= rooms[folder.name], folder.name
+
+
 def replaced(text: str) -> str:
     for name, other in REPLACED.items():
         text = text.replace(name, other)
