@@ -103,6 +103,7 @@ REPLACED = {
     "export iformer_small --format openvino": "export test_resnet --format openvino --weights random",
     "export iformer_small --format torch-export": "export test_resnet --format torch-export",
     "--size 360 480": "--size 64 96",
+    "fit photos --weights random": "fit photos --weights random --epochs 1",
     "pretrained=True)": 'pretrained=True, pretrained_cfg_overlay=dict(file="iformer_small.pth"))',
     "pretrained=True, features_only": 'pretrained=True, pretrained_cfg_overlay=dict(file="iformer_small.pth"), '
     "features_only",
