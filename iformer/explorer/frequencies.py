@@ -54,7 +54,7 @@ class Frequencies:
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
-        self.results: Results[Filtered] = Results(bench, 24)
+        self.results: Results[Filtered] = Results(bench, 8)  # of up to 3 MiB each
         self.curves: Results[dict[str, np.ndarray]] = Results(bench, 16)
 
     def filtered(self, name: str, picture: Picture, kind: str, cut_off: float) -> Filtered:

@@ -2,19 +2,26 @@
 
 import ctypes
 import errno
+import functools
 import os
 import signal
 import socket
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-# Gradio reads these when it is imported, and would otherwise report its use and look for a newer version.
-os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+# Gradio reads these. It would otherwise report its use and look for a newer version, keep 10,000 events, and summarise
+# all of them with pandas after each one, for a page of statistics that is not served.
+os.environ.update(
+    GRADIO_ANALYTICS_ENABLED="False",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    GRADIO_ANALYTICS_MAX_EVENTS="1",
+    GRADIO_ANALYTICS_CACHE_FREQUENCY=str(2**31),
+)
 
 import gradio as gr
 
@@ -34,19 +41,30 @@ PORTS = range(7860, 7960)
 WAITING, AT_ONCE = 32, 4
 """The most requests that wait, and the threads that answer them."""
 
+BETWEEN = 2
+"""The seconds from one time that free memory is given back to the next."""
+
 SESSIONS = 16
 """The most pages of which it is kept what they show; Gradio keeps it for an hour after a page is closed."""
 
 
-def give_memory_back() -> None:
-    """Let this process give memory back to the system as soon as it is freed, where its C library is glibc.
+def spare_memory() -> Callable[[], object]:
+    """Bound what native code keeps for later in this process, and return a function that gives free memory back.
 
-    By default glibc keeps what was freed, up to tens of MiB in each thread, and an hour of large pictures leaves a
-    process large. Here blocks from 1 MiB on are given back at once, and threads share what is kept of smaller ones.
+    In an hour of pictures of many sizes it is not Python's objects that grow, but what lies below them:
+
+    - oneDNN keeps compiled kernels for the last 1024 shapes that PyTorch has asked for, and each size of picture brings
+      new ones for each layer. 128 are enough for two networks side by side.
+    - glibc keeps what was freed, up to tens of MiB in each thread. Here blocks from 1 MiB on go back to the system at
+      once, and threads share what is kept of smaller ones. Of these, free pages between blocks in use go back only
+      when the returned function is called, which takes a few milliseconds. Without glibc it does nothing.
     """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
-        for parameter, value in ((M_MMAP_THRESHOLD, 2**20), (M_ARENA_MAX, 1)):
-            mallopt(parameter, value)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # oneDNN reads it at its first kernel
+    if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        return lambda: None
+    for parameter, value in ((M_MMAP_THRESHOLD, 2**20), (M_ARENA_MAX, 1)):
+        library.mallopt(parameter, value)
+    return functools.partial(library.malloc_trim, 0)
 
 
 def first_picture(bench: Workbench) -> str:
@@ -143,12 +161,14 @@ def serving(
 
 def serve(page: AbstractContextManager[str]) -> None:
     """Serve a page, see :func:`serving`, until Ctrl-C or a request to end."""
-    give_memory_back()
+    give_back = spare_memory()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded is deleted
     with page as address:
         say(f"Explorer: {address} (Ctrl-C ends it)")
         sys.stdout.flush()
         try:
-            threading.Event().wait()
+            while True:
+                time.sleep(BETWEEN)
+                give_back()
         except KeyboardInterrupt:
             say("")

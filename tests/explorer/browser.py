@@ -16,6 +16,13 @@ from typing import Any
 
 import pytest
 
+FLAGS = [
+    "--no-sandbox",  # root may not have one
+    "--use-fake-device-for-media-stream",  # a camera that films a drawing
+    "--use-fake-ui-for-media-stream",  # and may be used
+]
+"""What Chromium is started with."""
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 needs_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
@@ -78,7 +85,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # root may not have one
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
         opened.close()
 

@@ -80,7 +80,7 @@ def contrast(page: Any, picture: str) -> float:
               context.drawImage(image, 0, 0);
               const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
               const red = pixels.filter((_, i) => i % 4 == 0);
-              return Math.max(...red) - Math.min(...red);
+              return red.reduce((a, b) => Math.max(a, b)) - red.reduce((a, b) => Math.min(a, b));
             }""",
             picture,
         )
@@ -180,6 +180,31 @@ def test_wrong_pictures_are_a_sentence(which: str, told: str, page: Any, folders
 def test_no_picture_is_a_sentence(page: Any) -> None:
     page.locator("#ex-picture").get_by_role("button", name="Remove Image").first.click()
     page.locator("#ex-classify .ex-note", has_text="There is no picture").wait_for()
+
+
+@pytest.mark.parametrize("source", ["Paste from clipboard", "Capture from camera"])
+def test_a_picture_is_pasted_or_taken(source: str, page: Any, context: Any) -> None:
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """async () => {
+          const canvas = document.createElement('canvas');
+          const pen = canvas.getContext('2d');
+          pen.fillStyle = 'red';
+          pen.fillRect(40, 20, 90, 60);
+          const copied = await new Promise(done => canvas.toBlob(done));
+          await navigator.clipboard.write([new ClipboardItem({'image/png': copied})]);
+        }"""
+    )
+    picture = page.locator("#ex-picture")
+    picture.get_by_role("button", name="Remove Image").first.click()
+    page.locator("#ex-classify .ex-note", has_text="There is no picture").wait_for()
+    picture.get_by_label(source).click()
+    if "camera" in source:
+        picture.get_by_text("Click to Access Webcam").click()
+        page.wait_for_function("document.querySelector('#ex-picture video')?.videoWidth > 0")  # it films
+        picture.get_by_label("capture photo").click()
+    page.wait_for_selector("#ex-classify .ex-bars")
+    assert contrast(page, "#ex-picture img") > 30
 
 
 def test_a_hundred_clicks_and_a_closed_browser(page: Any, context: Any, server: Server) -> None:

@@ -1,5 +1,6 @@
 """How the explorer's command begins: its models, its port, and mistakes."""
 
+import importlib
 import socket
 import sys
 from contextlib import closing
@@ -55,3 +56,12 @@ def test_a_missing_package_is_told_with_its_extra(iformer: Command, monkeypatch:
     status, _, error = iformer("explore")
     assert status == 2
     assert "gradio is not installed; run pip install 'iformer-inception[explore]'" in error
+
+
+def test_gradio_keeps_no_statistics_of_events() -> None:
+    gradio = pytest.importorskip("gradio")
+    importlib.import_module("iformer.explorer.server")
+    queue = gradio.Blocks().queue()._queue  # nothing public tells whether Gradio still knows these variables
+    assert queue.ANALYTICS_MAX_EVENTS == 1
+    queue.events_recorded = 10_000
+    assert queue.compute_analytics_summary([{"function": "f"}]) == {"functions": {}}
