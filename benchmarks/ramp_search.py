@@ -36,9 +36,9 @@ iformer fit --config search/cifar10
 iformer search --checkpoint runs/search/cifar10 --budget "macs<=1x" --output $RESULTS/macs
 iformer search --checkpoint runs/search/cifar10 --budget "latency<=1x" --output $RESULTS/latency
 python -m benchmarks.ramp_search variants --found $RESULTS/macs $RESULTS/latency
-iformer compare --config cifar10 --variants $RESULTS/ranks.yaml --output $RESULTS/ranks --jobs 2
-iformer compare --config cifar10 --variants $RESULTS/found.yaml --output $RESULTS/found --jobs 2
-python -m benchmarks.ramp_search measure --compared $RESULTS/ranks $RESULTS/found
+iformer compare --config cifar10 --variants $RESULTS/ranks.yaml --output $RESULTS/ranks --jobs 2 --trainer.max_epochs 6
+iformer compare --config cifar10 --variants $RESULTS/found.yaml --output $RESULTS/found --jobs 2 --trainer.max_epochs 6
+python -m benchmarks.ramp_search measure --compared $RESULTS/ranks $RESULTS/found docs/results/mixer_and_ramp/ramps
 python -m benchmarks.ramp_search page
 """
 """The study, command by command; ``--compared`` takes the folders of other comparisons too."""
