@@ -24,6 +24,8 @@ os.environ.update(
 )
 
 import gradio as gr
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from iformer.explorer import examples, pictures
 from iformer.explorer.page import build
@@ -103,6 +105,11 @@ def pass_proxies_by(host: str) -> None:
         os.environ[variable] = ",".join(filter(None, exceptions))
 
 
+async def given_up(request: Request, error: Exception) -> Response:
+    """Answer a request whose browser was closed in the middle of an upload, which would be a traceback otherwise."""
+    return Response(status_code=400)
+
+
 @contextmanager
 def serving(
     models: Sequence[str] = (),
@@ -148,6 +155,7 @@ def serving(
                 allowed_paths=[],
                 footer_links=[],
                 run_history=False,
+                app_kwargs={"exception_handlers": {ClientDisconnect: given_up}},
                 enable_monitoring=False,
                 ssr_mode=False,
                 mcp_server=False,
