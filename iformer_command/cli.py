@@ -246,8 +246,8 @@ def _train_or_evaluate(verb: str, arguments: list[str], as_json: bool) -> None:
 
     from iformer.training.launcher import run
 
-    if as_json and verb != "fit":
-        arguments = [*arguments, "--verbose=false"]  # Lightning prints its table on standard output
+    if verb != "fit":
+        arguments = [*arguments, "--verbose=false"]  # Lightning's table goes where its progress bar does
     results = run(verb, arguments)
     rank_zero_only(_print_results)(verb, results, as_json)
 
@@ -266,10 +266,13 @@ def _print_results(verb: str, results: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(results, indent=2))
     elif found := results.get("learning_rate"):
         say(f"--model.init_args.optimization.lr {found['lr']:g}", f"Losses: {found['picture']}")
-    elif verb != "fit" and len(rows) > 200:
-        print(f"{len(rows)} classes: see per_class.csv in the run's folder, or use --json")
-    elif verb != "fit" and rows:
-        _print_rows(rows)
+    elif verb != "fit":
+        _print_rows([{"metric": name, "value": value} for name, value in results["metrics"].items()])
+        if len(rows) > 200:
+            print(f"\n{len(rows)} classes: see per_class.csv in the run's folder, or use --json")
+        elif rows:
+            print()
+            _print_rows(rows)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
@@ -278,7 +281,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
     table = Table(box=None)
     for column in rows[0]:
-        table.add_column(column, justify="left" if column == "class" else "right", overflow="fold")
+        table.add_column(column, justify="left" if column in ("class", "metric") else "right", overflow="fold")
     for row in rows:
         cells = (
             "-" if v is None else f"{v:.4f}" if isinstance(v, float) else terminal.printable(v) for v in row.values()

@@ -216,7 +216,7 @@ def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, ifor
     assert metrics[0] == metrics[1]
     assert (tmp_path / "run" / "metrics.csv").read_text() == history  # the training's, not the tests'
     (tmp_path / "run" / "per_class.csv").unlink()
-    status, told, _ = iformer("validate", "--config", file, "--resume")
+    status, told, _ = iformer("validate", "--config", file, "--resume", "--trainer.enable_progress_bar=true")
     assert status == 0
     assert all(word in told for word in ("val_images/s", "class 3", "images", "accuracy"))
     assert len((tmp_path / "run" / "per_class.csv").read_text().splitlines()) == 5
@@ -224,10 +224,12 @@ def test_trained_weights_are_tested_by_checkpoint_or_folder(tmp_path: Path, ifor
 
 def test_results_are_printed_once_and_long_tables_not(monkeypatch: pytest.MonkeyPatch, iformer: Command) -> None:
     rows = [{"class": f"class {i}", "images": 1, "accuracy": None} for i in range(201)]
-    monkeypatch.setattr(launcher, "run", lambda verb, arguments: {"per_class": rows})
+    monkeypatch.setattr(launcher, "run", lambda verb, arguments: {"metrics": {"test_loss": 0.5}, "per_class": rows})
     status, out, _ = iformer("test")
     assert status == 0
-    assert out.startswith("201 classes: see per_class.csv")
+    assert ["test_loss", "0.5000"] in [line.split() for line in out.splitlines()]
+    assert "201 classes: see per_class.csv" in out
+    assert "class 7" not in out
     status, out, _ = iformer("test", "--json")
     assert status == 0
     assert json.loads(out)["per_class"] == rows
