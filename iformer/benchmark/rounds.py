@@ -5,6 +5,7 @@ time of the preparation and of the first inference. The product of two large mat
 the highest speed at which the machine can multiply in each type.
 """
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -143,20 +144,22 @@ def _product(precision: str, device: str) -> Callable[[], list[float]]:
 
 
 def in_rounds(turns: Sequence[Callable[[], list[float]]], rounds: Iterable[int]) -> list[list[float]]:
-    """Measure several functions in rounds, in which each has its turn, in alternating order.
+    """Measure several functions in rounds, in which each has its turn, in an order drawn anew for each round.
 
-    Other work on the machine thus affects all of them alike.
+    Other work on the machine thus affects all of them alike, even if it comes and goes at regular intervals; and none
+    always follows itself, or the same other one, which would leave it the caches in a state of its own.
 
     Args:
         turns: The functions, each of which does some work and returns its times in seconds.
-        rounds: The numbers of the rounds.
+        rounds: One item for each round.
 
     Returns:
         The times of each function over all rounds, in seconds.
     """
     seconds: list[list[float]] = [[] for _ in turns]
-    for number in rounds:
-        for index in range(len(turns))[:: 1 if number % 2 else -1]:
+    drawn = random.Random(0)
+    for _ in rounds:
+        for index in drawn.sample(range(len(turns)), len(turns)):
             seconds[index] += turns[index]()
     return seconds
 

@@ -32,8 +32,8 @@ from iformer.search.budgets import Budget, shown
 ENGINES = ("eager", "fused", "onnxruntime", "openvino")
 """The engines in which a latency may be measured, see :mod:`iformer.benchmark`."""
 
-ROUNDS, TIMED = 20, 3
-"""The number of interleaved rounds, and that of timed inferences of each network in a round."""
+ROUNDS, TIMED = 20, 10
+"""The number of interleaved rounds, and that of timed inferences of each network in a round, after one that is not."""
 
 MOST_LISTED = 10_000_000
 """The largest space of which every ramp's cost is looked at."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -144,17 +145,19 @@ def test_the_page(measured: dict[str, Any]) -> None:
     assert "](results/latency.png)" in page
 
 
-def test_rounds_alternate() -> None:
+def test_the_order_differs_from_round_to_round() -> None:
     order: list[str] = []
 
     def turn(name: str) -> list[float]:
         order.append(name)
         return [float(len(order))]
 
-    seconds = in_rounds([partial(turn, name) for name in "ab"], range(2))
-    assert "".join(order) in ("abba", "baab")
-    assert sorted(itertools.chain(*seconds)) == [1, 2, 3, 4]
-    assert [len(each) for each in seconds] == [2, 2]
+    seconds = in_rounds([partial(turn, name) for name in "abcd"], range(400))
+    assert [len(each) for each in seconds] == [400] * 4
+    assert sorted(itertools.chain(*seconds)) == [*range(1, 1601)]
+    assert all({*order[first : first + 4]} == {*"abcd"} for first in range(0, 1600, 4))
+    places = Counter((name, number % 4) for number, name in enumerate(order))
+    assert min(places.values()) > 70  # of about 100: what comes at regular intervals meets all alike
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory before is known on Linux only")
