@@ -135,28 +135,29 @@ def _detection(work: Work, size: str, models: Sequence[str]) -> dict[str, list[C
 
 
 def measure(work: Work, folder: Path, rounds: int, only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Measure each group whose results are not in a folder yet, write them there, and return all.
+    """Measure each group, or ``only`` some, whose results are not in a folder yet, and write them there.
 
-    Results of another machine, or of other versions, are measured anew.
+    Results of another machine, or of other versions, count for nothing.
 
-    Raises:
-        KeyError: There is no group of a name in ``only``.
+    Returns:
+        The results of all groups that have been measured, now or before.
     """
     found = {}
     here = provenance(0)
-    all_groups = groups(work)
-    chosen = {name: all_groups[name] for name in only} or all_groups
-    for number, (name, group) in enumerate(chosen.items(), 1):
+    chosen = [*(only or groups(work))]
+    for name, group in groups(work).items():
         file = folder / f"{name}.json"
         results = json.loads(file.read_text()) if file.is_file() else {}
-        same = all(results.get("versions", {}).get(each) == value for each, value in here["versions"].items())
-        if not same or (results["machine"], results["rounds"]) != (here["machine"], rounds):
-            print(f"{number} of {len(chosen)}: {name}", file=sys.stderr)
+        known = all(results.get("versions", {}).get(each) == value for each, value in here["versions"].items())
+        known = known and (results["machine"], results["rounds"]) == (here["machine"], rounds)
+        if name in chosen and not known:
+            print(f"{chosen.index(name) + 1} of {len(chosen)}: {name}", file=sys.stderr)
             failed: dict[Configuration, str] = {}
             results = run(group, rounds, failed=failed)
             results["failed"] = [{**asdict(each), "reason": reason} for each, reason in failed.items()]
             write_json(file, results)
-        found[name] = results
+        if name in chosen or known:
+            found[name] = results
     return found
 
 

@@ -1,6 +1,7 @@
 """What ``make gpu`` measures: the whole of it on the CPU with the smallest models, and its page."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,14 @@ def test_only_what_is_not_there_is_measured(measured: Path, monkeypatch: pytest.
 
 
 def test_a_part_can_be_measured_alone(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = ["--folder", str(measured / "parts"), "--docs", str(tmp_path)]
-    gpu.main(["--rounds", "1", *folders, "--only", "training_nano_2"], WORK)
-    assert [*json.loads((tmp_path / "results" / "gpu.json").read_text())] == ["training_nano_2"]
+    folders = ["--folder", str(tmp_path / "parts"), "--docs", str(tmp_path)]
+    (tmp_path / "parts").mkdir()
+    of_pages = []
+    for name in "training_nano_2", "detector_training_nano_1":
+        shutil.copy(measured / "parts" / f"{name}.json", tmp_path / "parts")
+        gpu.main(["--rounds", "1", *folders, "--only", name], WORK)
+        of_pages.append([*json.loads((tmp_path / "results" / "gpu.json").read_text())])
+    assert of_pages == [["training_nano_2"], ["training_nano_2", "detector_training_nano_1"]]  # and what was before
     with pytest.raises(SystemExit):
         gpu.main(["--only", "training_nano_3", *folders], WORK)
     assert "invalid choice: 'training_nano_3'" in capsys.readouterr().err
