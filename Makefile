@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test soak soak-pipelines soak-steps soak-kills soak-explorer lint package docs bench gpu clean
+.PHONY: demo test soak soak-pipelines soak-steps soak-kills soak-comparison soak-explorer lint package docs bench gpu clean
 
 demo: $(VENV)/ready
 	$(BIN)/iformer demo
@@ -15,7 +15,7 @@ test: $(VENV)/ready  # a process for each core, up to four; says in the end what
 	OMP_NUM_THREADS=1 $(BIN)/pytest -rs --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Whatever draws random numbers, thousands of times: the training data and steps of every recipe; and fifty kills.
-soak: soak-pipelines soak-steps soak-kills
+soak: soak-pipelines soak-steps soak-kills soak-comparison
 
 soak-pipelines: $(VENV)/ready  # some minutes on two cores
 	$(BIN)/pytest -m soak --durations=0 tests/soak/test_pipelines.py
@@ -25,6 +25,9 @@ soak-steps: $(VENV)/ready  # some five minutes
 
 soak-kills: $(VENV)/ready  # some five minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m soak tests/soak/test_kills.py
+
+soak-comparison: $(VENV)/ready  # some ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m soak tests/soak/test_comparison.py
 
 soak-explorer: $(VENV)/ready  # an hour of clicks in a browser; not part of soak
 	OMP_NUM_THREADS=1 EXPLORER_SECONDS=3600 $(BIN)/pytest -s -m soak --timeout 4500 tests/soak/test_explorer.py

@@ -1,6 +1,7 @@
 """``iformer compare``: the runs of a comparison, what is measured once of each variant, and the pages."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,13 @@ def compare(variants: Sequence[Variant], output: Path, at_a_time: int = 1) -> di
     results: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
     for job in jobs:
         if job.result.is_file():
-            results[job.variant].append(json.loads(job.result.read_text(encoding="utf-8")))
-    if not results[variants[0].name]:
-        messages = [f"{job.label}: {message}" for job, message in failed.items()]
-        raise ValueError(f"{variants[0].name}: there is no run of it to compare with ({messages[0]})")
+            result = json.loads(job.result.read_text(encoding="utf-8"))
+            command = shlex.join(["iformer", "fit", *job.arguments])  # here, wherever the run was made
+            results[job.variant].append({**result, "command": command})
+    reference = variants[0].name
+    if not results[reference]:
+        message = next(f"{job.label}: {message}" for job, message in failed.items() if job.variant == reference)
+        raise ValueError(f"{reference}: there is no run of it to compare with ({message})")
     results = {name: found for name, found in results.items() if found}
     networks = {name: found[0]["network"] for name, found in results.items()}
     document = page.document(results, costs.kept_latencies(networks, output / "latency.json"))

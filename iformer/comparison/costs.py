@@ -1,5 +1,6 @@
 """What the variants' networks cost: parameters, multiply-adds, and the latency of one image."""
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -36,42 +37,62 @@ def latencies(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Measure the latency of one image for several networks side by side, see :mod:`iformer.benchmark`.
 
     The networks have random weights, which take as long as trained ones. They run as they are (eager), and in OpenVINO
-    if it is installed; detectors only as they are.
+    if it is installed; detectors only as they are. What does not run in an engine is left out there.
 
     Args:
         configs: The contents of ``config.json`` of each variant's network.
 
     Returns:
-        ``variants``, with the milliseconds (median and quartiles) of each variant in each engine, and the machine,
-        versions and settings of the measurement.
+        ``variants``, with the milliseconds (median and quartiles) of each variant in each engine; ``failed``, with the
+        reasons for those that are left out; ``networks``, a digest of each variant's; and the machine, versions and
+        settings of the measurement.
     """
     measured: dict[str, Any] = {name: {} for name in configs}
+    reasons: dict[str, Any] = {name: {} for name in configs}
+    failed: dict[Configuration, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         chosen = {
             (name, engine): _configuration(config, Path(folder, name), engine)
             for name, config in configs.items()
             for engine in _engines(config)
         }
-        results = rounds.run(list(chosen.values()), ROUNDS)
-    for (name, engine), row in zip(chosen, results["variants"], strict=True):
-        measured[name][engine] = {"milliseconds": row["milliseconds"], "quartiles": row["quartiles"]}
+        results = rounds.run(list(chosen.values()), ROUNDS, failed=failed)
+    rows = iter(results["variants"])
+    for (name, engine), configuration in chosen.items():
+        if configuration in failed:
+            reasons[name][engine] = failed[configuration]
+        else:
+            row = next(rows)
+            measured[name][engine] = {"milliseconds": row["milliseconds"], "quartiles": row["quartiles"]}
+    networks = {name: _digest(config) for name, config in configs.items()}
     kept = ("command", "versions", "python", "machine", "rounds")
-    return {"variants": measured, **{key: results[key] for key in kept}}
+    return {"variants": measured, "failed": reasons, "networks": networks, **{key: results[key] for key in kept}}
 
 
 def kept_latencies(configs: Mapping[str, Mapping[str, Any]], file: Path) -> dict[str, Any]:
-    """Return the latencies in ``file``; if it lacks some of the variants, measure all of them and write it.
+    """Return the latencies in ``file``; if it lacks a network or an engine, measure all of them and write it.
 
     Raises:
         OSError: The file could not be written.
     """
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8"))
-        if configs.keys() <= found["variants"].keys():
+        if all(_known(found, name, config) for name, config in configs.items()):
             return dict(found)
     found = latencies(configs)
     write_json(file, found)
     return found
+
+
+def _known(found: Mapping[str, Any], name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether latencies are known of this very network, in all engines that there are."""
+    if found.get("networks", {}).get(name) != _digest(config):
+        return False
+    return {*_engines(config)} <= {*found["variants"][name], *found["failed"][name]}
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _engines(config: Mapping[str, Any]) -> list[str]:

@@ -32,8 +32,8 @@ NOTES = {
     "confidence interval, which belongs to this comparison alone",
     "p": "the p-value of the paired t-test, corrected for the number of comparisons by Holm's method; a difference can "
     "be told where it is below 0.05",
-    "seeds needed": "with so many seeds, a paired t-test at 5 % finds a difference of the size seen in 80 % of "
-    "all cases, if the scores vary as they did here",
+    "seeds needed": "with so many seeds, a paired t-test at 5 %, divided by the number of comparisons, finds a "
+    "difference of the size seen in 80 % of all cases, if the scores vary as they did here",
     "multiply-adds": "of matrix products and convolutions, for one image",
     "latency": "of one image, the median of interleaved rounds, with random weights",
     "images/s": "in training, with the loading of the images; the median of each run, averaged over the runs",
@@ -51,16 +51,12 @@ def document(results: Mapping[str, Sequence[Mapping[str, Any]]], latencies: Mapp
     Args:
         results: The contents of the result files of each variant's runs, the reference first.
         latencies: What :func:`iformer.comparison.costs.latencies` returns.
-
-    Raises:
-        ValueError: The variants are measured by different metrics.
     """
-    (metric, *others) = {run["metric"]: None for runs in results.values() for run in runs}
-    if others:
-        raise ValueError(f"the variants are of several tasks: {metric} cannot be compared with {others[0]}")
     scores = {name: {run["seed"]: run["value"] for run in runs} for name, runs in results.items()}
     found = statistics.differences(scores)
+    comparisons = sum(each.p is not None for each in found.values())
     reference = next(iter(results))
+    metric = results[reference][0]["metric"]
     variants = []
     for name, runs in results.items():
         score = statistics.estimate([run["value"] for run in runs])
@@ -70,7 +66,7 @@ def document(results: Mapping[str, Sequence[Mapping[str, Any]]], latencies: Mapp
                 "scores": [{"seed": run["seed"], "value": run["value"]} for run in runs],
                 "mean": score.mean,
                 "margin": score.margin,
-                "difference": _difference(found.get(name), scores, name, reference),
+                "difference": _difference(found.get(name), scores, name, reference, comparisons),
                 **{key: runs[0][key] for key in ("image_size", "parameters", "multiply_adds")},
                 "latency": latencies["variants"][name],
                 "images_per_second": _mean([run["images_per_second"] for run in runs]),
@@ -85,7 +81,7 @@ def document(results: Mapping[str, Sequence[Mapping[str, Any]]], latencies: Mapp
     return {
         "metric": metric,
         "reference": reference,
-        "comparisons": len(found),
+        "comparisons": comparisons,
         "variants": variants,
         "latency_measured": {key: value for key, value in latencies.items() if key != "variants"},
         "definitions": NOTES,
@@ -110,7 +106,7 @@ def _classes(tables: Sequence[Sequence[Mapping[str, Any]]], column: str) -> dict
 
 
 def _difference(
-    found: Difference | None, scores: Mapping[str, Mapping[int, float]], name: str, reference: str
+    found: Difference | None, scores: Mapping[str, Mapping[int, float]], name: str, reference: str, comparisons: int
 ) -> dict[str, Any] | None:
     if found is None:
         return None
@@ -122,7 +118,7 @@ def _difference(
         "p": found.p,
         "p_corrected": found.corrected,
         "told": found.told,
-        "seeds_needed": None if found.told else found.seeds_needed(),
+        "seeds_needed": None if found.told else found.seeds_needed(comparisons),
     }
 
 
@@ -148,7 +144,9 @@ def verdict(variant: Mapping[str, Any]) -> str:
         return f"{'better' if difference['mean'] > 0 else 'worse'} by {points} points"
     if difference["margin"] is None:
         return "cannot be told from one seed"
-    if not difference["mean"]:
+    if difference["p"] is None:
+        return "cannot be told: the differences are equal, to the last image"
+    if difference["p"] == 1:
         return "no difference seen"
     needed, seen = difference["seeds_needed"], len(difference["by_seed"])
     seeds = f"more than {statistics.MOST_SEEDS:,}" if needed is None else f"about {max(needed, seen + 1)}"
@@ -220,12 +218,12 @@ def class_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def draw(results: Mapping[str, Any]) -> dict[str, tuple[str, Figure]]:
     """Return the figures by the names of their files, each with its caption."""
     variants, score = results["variants"], score_name(results)
-    drawn = {
-        "curves": (
+    drawn = {}
+    if any(variant[key] for variant in variants for key in ("curve", "training_loss")):  # short runs log neither
+        drawn["curves"] = (
             "Score and training loss over the epochs: means over the seeds, and bands from the lowest to the highest.",
             figures.curves(variants, score),
         )
-    }
     if any(variant["difference"] for variant in variants):
         drawn["differences"] = (
             f"Differences from {results['reference']}: each seed's as a dot, and the mean with its 95 % interval.",

@@ -14,6 +14,9 @@ from scipy import stats
 LEVEL = 0.95
 """The confidence level of intervals; differences are told apart where the corrected p-value is below the rest."""
 
+ROUNDING = 1e-9
+"""Differences of scores, which are shares, that are equal up to rounding."""
+
 POWER = 0.8
 """The chance of finding a difference on which the number of seeds needed is based."""
 
@@ -42,7 +45,8 @@ class Difference:
     Attributes:
         estimate: The mean difference and its interval, which belongs to this comparison alone.
         deviation: The standard deviation of the differences; None for a single one.
-        p: The p-value of the paired t-test; None for a single difference.
+        p: The p-value of the paired t-test; None for a single difference, and for equal ones, which say how coarse the
+            scores are, and not how they vary.
         corrected: The same after Holm's correction for the number of comparisons.
     """
 
@@ -56,11 +60,15 @@ class Difference:
         """Whether the difference can be told from chance."""
         return self.corrected is not None and self.corrected < 1 - LEVEL
 
-    def seeds_needed(self) -> int | None:
-        """Return how many seeds a difference of this size needs, or None if there are no two to tell, or too many."""
-        if not self.deviation or not self.estimate.mean:
+    def seeds_needed(self, comparisons: int) -> int | None:
+        """Return how many seeds a difference of this size needs, or None if there are no two to tell, or too many.
+
+        Args:
+            comparisons: The number of comparisons, among which the level is divided.
+        """
+        if self.p is None or not self.deviation or not self.estimate.mean:
             return None
-        return seeds_needed(abs(self.estimate.mean), self.deviation)
+        return seeds_needed(abs(self.estimate.mean), self.deviation, (1 - LEVEL) / comparisons)
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -100,11 +108,11 @@ def differences(
 
 
 def _p_value(paired: Sequence[float]) -> float | None:
-    """Return the p-value of the paired t-test."""
+    """Return the p-value of the paired t-test, which divides by the deviation."""
     if len(paired) < 2:
         return None
-    if np.ptp(paired) == 0:  # the test divides by the deviation
-        return 0.0 if paired[0] else 1.0
+    if np.ptp(paired) < ROUNDING:
+        return 1.0 if abs(paired[0]) < ROUNDING else None
     return float(stats.ttest_1samp(paired, 0).pvalue)
 
 
@@ -121,18 +129,19 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-def seeds_needed(difference: float, deviation: float) -> int | None:
+def seeds_needed(difference: float, deviation: float, level: float = 1 - LEVEL) -> int | None:
     """Return the number of seeds with which a paired t-test finds a difference in 80 % of all cases.
 
     Args:
         difference: The true difference of the means, above 0.
         deviation: The standard deviation of the differences between paired scores, above 0.
+        level: The p-value below which a difference counts as found.
 
     Returns:
         The number; None if more than :data:`MOST_SEEDS` are needed.
     """
     for count in range(2, MOST_SEEDS + 1):
-        critical = stats.t.ppf((1 + LEVEL) / 2, count - 1)
+        critical = stats.t.isf(level / 2, count - 1)
         if stats.nct.sf(critical, count - 1, difference / deviation * count**0.5) >= POWER:
             return count
     return None

@@ -24,10 +24,12 @@ MAY_DIFFER = (
     "trainer.accelerator",
     "trainer.devices",
     "trainer.enable_progress_bar",
-    "data.init_args.root",
     "data.init_args.num_workers",
 )
 """The keys that say where and on what a run is made, and not what is compared."""
+
+ROOT = "data.init_args.root"
+"""The key of the folder of the data, which may be at another place on another machine."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,24 @@ class Variant:
         """Write the variant's recipe into its folder in ``output``, and return the file.
 
         Raises:
-            ValueError: The folder has runs by another recipe; the message names the first key that differs.
+            ValueError: The folder has runs by another recipe, or of other data, or results without a recipe; the
+                message names the first key that differs.
             OSError: The file could not be written.
         """
         file = output / self.name / "recipe.yaml"
         if file.is_file():
             before, now = (recipes.flat(settings) for settings in (recipes.read(file), self.settings))
-            differing = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in MAY_DIFFER]
+            differing = [key for key in {**before, **now} if _differ(key, before.get(key), now.get(key))]
             if differing:
                 key = differing[0]
                 raise ValueError(
                     f"{file}: the runs there have {key} {before.get(key, 'unset')}, now it is {now.get(key, 'unset')}; "
                     "name another folder with --output, or remove this variant's"
                 )
+        elif any(file.parent.glob("seed_*.json")):
+            raise ValueError(
+                f"{file}: is missing beside results, which were copied without the recipe that they are of"
+            )
         write_text(file, yaml.safe_dump(self.settings, sort_keys=False))
         return file
 
@@ -116,9 +123,23 @@ def read(config: str, variants: Path | None, models: str, seeds: int, arguments:
         own = settings.pop("seeds", seeds)
         require(f"{name}.seeds", own, Count)
         found.append(Variant(name, recipes.merged(recipe, recipes.nested(settings)), own))
+    metrics = {variant.name: variant.task.metric for variant in found}
+    for name, metric in metrics.items():
+        if metric != metrics[found[0].name]:
+            first = found[0].name
+            raise ValueError(
+                f"variant {name}: is judged by {metric}, and {first} by {metrics[first]}: they are of different tasks"
+            )
     if len(found) < 2:
         raise ValueError(f"{variants or '--models'}: {len(found)} variants, expected two or more to compare")
     return found
+
+
+def _differ(key: str, before: Any, now: Any) -> bool:
+    """Return whether a key makes a difference to what is compared; a folder that is not here is another machine's."""
+    if key == ROOT and isinstance(before, str) and isinstance(now, str):
+        return Path(before).exists() and Path(before).resolve() != Path(now).resolve()
+    return bool(before != now) and key not in MAY_DIFFER
 
 
 def _from_file(file: Path) -> dict[Any, Any]:

@@ -110,6 +110,8 @@ def _write(job: Job, rows: Sequence[Mapping[str, str]], found: Mapping[str, Any]
     metrics = {key: value for key, value in found["metrics"].items() if key.startswith("val_")}
     if name not in metrics:
         raise ValueError(f"{folder}: the run logs no {name}, the metric to compare by")
+    if not metrics[name] >= 0:  # -1 or NaN: there was nothing to judge by
+        raise ValueError(f"{folder}: {name} is {metrics[name]}: the validation images have nothing to judge by")
     network = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rates = [float(row["images/s"]) for row in rows if row.get("images/s")]
     result = {

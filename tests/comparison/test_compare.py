@@ -36,9 +36,14 @@ def write_variants(folder: Path, changes: dict[str, Any]) -> Path:
 
 
 def keep_latencies(output: Path, *names: str) -> None:
-    """Latencies of an earlier comparison, so that none are measured."""
-    output.mkdir(parents=True, exist_ok=True)
-    found = {"variants": {name: {"eager": MEASURED} for name in names}, "machine": "a machine"}
+    """Latencies of an earlier comparison with the same results, so that none are measured."""
+    networks = {name: json.loads((output / name / "seed_0.json").read_text())["network"] for name in names}
+    found = {
+        "variants": {name: {"eager": MEASURED} for name in names},
+        "failed": {name: {"openvino": "it has none of it"} for name in names},
+        "networks": {name: costs._digest(network) for name, network in networks.items()},
+        "machine": "a machine",
+    }
     (output / "latency.json").write_text(json.dumps(found))
 
 
@@ -125,7 +130,8 @@ def test_killed_interrupted_and_failing(whole: Path, tmp_path: Path, iformer: Co
     output = tmp_path / "out"
     arguments = ["compare", "--config", recipe(tmp_path, **CHANGES, **slow), "--seeds", 1]
     arguments += ["--variants", write_variants(tmp_path, settings), "--output", output, "--json"]
-    keep_latencies(output, "good")
+    output.mkdir()
+    shutil.copy(whole / "latency.json", output)
     (tmp_path / "slow").touch()
     reached: tuple[Path, ...] = ()
     for signal_sent in (signal.SIGINT, signal.SIGKILL):
@@ -234,3 +240,49 @@ def test_latencies_are_measured_once(whole: Path, tmp_path: Path, monkeypatch: p
     assert found["variants"]["good"].keys() == {"eager", "openvino"}
     assert all(each["milliseconds"] > 0 for each in found["variants"]["good"].values())
     assert costs.kept_latencies({"good": network}, tmp_path / "latency.json") == found
+    asked = []
+    monkeypatch.setattr(costs, "latencies", lambda configs: asked.append([*configs]) or found)
+    costs.kept_latencies({"good": network}, tmp_path / "latency.json")
+    assert not asked
+    costs.kept_latencies({"good": {**network, "num_classes": 7}}, tmp_path / "latency.json")
+    assert asked == [["good"]]
+
+
+def test_what_does_not_run_in_an_engine_is_left_out(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(chosen: list[Any], count: int, failed: dict[Any, str]) -> dict[str, Any]:
+        failed[chosen[1]] = "not in openvino"
+        about = dict.fromkeys(("command", "versions", "python", "machine", "rounds"), "")
+        return {"variants": [{**MEASURED, "milliseconds": number} for number in (0, 2, 3)], **about}
+
+    monkeypatch.setattr(costs.rounds, "run", run)
+    networks = {name: json.loads((whole / name / "seed_0.json").read_text())["network"] for name in ("good", "idle")}
+    found = costs.kept_latencies(networks, tmp_path / "latency.json")
+    assert found["failed"] == {"good": {"openvino": "not in openvino"}, "idle": {}}
+    assert [*found["variants"]["good"]] == ["eager"]
+    assert [each["milliseconds"] for each in found["variants"]["idle"].values()] == [2, 3]
+    monkeypatch.delattr(costs.rounds, "run")
+    assert costs.kept_latencies(networks, tmp_path / "latency.json") == found
+
+
+def test_the_reason_is_that_of_the_variant_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = {"good": "the loss is nan", "idle": "no memory"}
+    monkeypatch.setattr(runs, "make", lambda jobs, _: {job: reasons[job.variant] for job in reversed(jobs)})
+    found = variants.read(str(recipe(tmp_path)), write_variants(tmp_path, VARIANTS), "", 1)
+    with pytest.raises(ValueError, match=r"good: there is no run of it to compare with .*the loss is nan"):
+        compare.compare(found, tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0])
+def test_what_is_no_score_is_not_compared(value: float, tmp_path: Path) -> None:
+    job = worker.Job("a", 0, "box_ap", "", str(tmp_path / "seed_0"), 1)
+    with pytest.raises(ValueError, match=r"val_box_ap is .*: the validation images have nothing to judge by"):
+        worker._write(job, [], {"metrics": {"val_box_ap": value}, "per_class": []}, 1)
+    assert not job.result.exists()
+
+
+def test_a_run_too_short_for_a_curve(document: dict[str, Any]) -> None:
+    for each in document["variants"]:
+        each["curve"] = each["training_loss"] = []
+    assert "curves" not in page.draw(document)

@@ -42,13 +42,28 @@ def test_only_common_seeds_are_compared() -> None:
 def test_one_seed_tells_nothing() -> None:
     found = differences(scores([0.1], [0.9], [0.1]))["variant 1"]
     assert (found.estimate.margin, found.p, found.corrected, found.told) == (None, None, None, False)
-    assert found.seeds_needed() is None
+    assert found.seeds_needed(1) is None
 
 
 def test_the_same_scores_do_not_differ() -> None:
-    found = differences(scores([0.5, 0.6], [0.5, 0.6], [0.75, 0.85]))
-    assert found["variant 1"].p == 1.0
-    assert not found["variant 1"].told
+    found = differences(scores([0.5, 0.6], [0.5, 0.6]))["variant 1"]
+    assert found.p == 1.0
+    assert not found.told
+
+
+def test_equal_differences_say_nothing_of_how_they_vary() -> None:
+    """One image of thirty in both seeds; and the same difference in three, but for rounding."""
+    found = differences(scores([13 / 30, 14 / 30, 0.9], [14 / 30, 15 / 30], [13 / 30 + 0.1, 14 / 30 + 0.1, 1.0]))
+    for each in found.values():
+        assert (each.p, each.corrected, each.told, each.seeds_needed(2)) == (None, None, False, None)
+
+
+def test_few_images_do_not_make_a_difference() -> None:
+    """Networks of the same accuracy, two seeds, and scores that are counts of twenty images."""
+    random = np.random.default_rng(0)
+    drawn = [scores(*(random.binomial(20, 0.7, (4, 2)) / 20).tolist()) for _ in range(300)]
+    told = sum(any(each.told for each in differences(sample).values()) for sample in drawn)
+    assert told <= 26  # three standard deviations above 15
 
 
 def test_holm_by_hand() -> None:
@@ -60,6 +75,17 @@ def test_holm_by_hand() -> None:
 @pytest.mark.parametrize(("effect", "seeds"), [(2.0, 5), (1.0, 10), (0.8, 15), (0.5, 34)])
 def test_seeds_needed_are_those_of_power_tables(effect: float, seeds: int) -> None:
     assert seeds_needed(effect * 0.3, 0.3) == seeds
+
+
+def test_more_comparisons_need_more_seeds() -> None:
+    paired = [0.01, -0.01, 0.04]
+    found = differences(scores([0.0] * 3, paired))["variant 1"]
+    one, four = found.seeds_needed(1), found.seeds_needed(4)
+    assert one is not None
+    assert four is not None
+    assert four > one > 3
+    effect = np.mean(paired) / np.std(paired, ddof=1) * four**0.5
+    assert 0.8 <= stats.nct.sf(stats.t.isf(0.05 / 4 / 2, four - 1), four - 1, effect) < 0.85
 
 
 def test_no_number_of_seeds_is_too_many_to_look_for() -> None:

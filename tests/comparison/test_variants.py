@@ -56,8 +56,21 @@ def test_runs_by_another_recipe_are_not_continued(tmp_path: Path) -> None:
     elsewhere = ("--trainer.default_root_dir", "elsewhere", "--data.init_args.num_workers", "3")
     for each in read(tmp_path, {"a": {}, "b": {}}, *elsewhere, seeds=9):
         each.write(tmp_path / "out")
+    (tmp_path / "photos").mkdir()
+    here, there = (["--data.init_args.root", str(tmp_path / name)] for name in ("photos", "of_another_machine"))
+    for root in (there, here, [*here[:1], f"{here[1]}/../photos"]):
+        read(tmp_path, {"a": {}, "b": {}}, *root)[0].write(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"a/recipe.yaml: the runs there have data.init_args.root .*photos, now it is"):
+        read(tmp_path, {"a": {}, "b": {}}, *there)[0].write(tmp_path / "data")
     with pytest.raises(ValueError, match=r"a/recipe.yaml: the runs there have trainer.max_epochs 4, now it is 5"):
         read(tmp_path, {"a": {}, "b": {}}, "--trainer.max_epochs", "5")[0].write(tmp_path / "out")
+
+
+def test_results_without_their_recipe_are_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    (tmp_path / "out" / "a" / "seed_0.json").touch()
+    with pytest.raises(ValueError, match=r"a/recipe.yaml: is missing beside results"):
+        read(tmp_path, {"a": {}, "b": {}})[0].write(tmp_path / "out")
 
 
 MISTAKES: list[tuple[Any, list[str], str]] = [
@@ -69,6 +82,7 @@ MISTAKES: list[tuple[Any, list[str], str]] = [
     ({"a": {}, "b": {}}, ["--trainer.max_epochs"], "--trainer.max_epochs"),
     ({"a": {}, "b": {}}, ["oops"], "oops"),
     ({"a": {}, "b": {"model.class_path": "no.Such"}}, [], "no.Such"),
+    ({"a": {}, "b": {"model.class_path": "iformer.segmentation.task.SegmentationTask"}}, [], "judged by miou"),
 ]
 
 
