@@ -27,7 +27,8 @@ CAPTIONS = {
     "filtered_accuracy": "Accuracy on labelled images of which an ideal filter keeps the frequencies up to a radius, "
     "or those above it, with 95 % confidence intervals (Wilson). High-pass filters take the image's mean too.",
     "fourier_error": "Error rate when a Fourier basis vector of one frequency is added to labelled images, averaged "
-    "over bands of radii, with 95 % confidence intervals (bootstrap over images). Dashed: with nothing added.",
+    "over bands of radii, with 95 % confidence intervals (bootstrap over images; Wilson for counts). Dashed: with "
+    "nothing added.",
     "fourier_heat_map": "Fourier heat maps of the error rate (Yin et al., NeurIPS 2019): each point stands for the "
     "basis vector that is added. The centre is frequency 0; π is a change of sign from pixel to pixel.",
 }
@@ -52,7 +53,7 @@ SENSITIVITY = {
     "accuracy": "on the labelled images with all frequencies, with those up to a radius (low-pass), and with those "
     "above it (high-pass); with 95 % confidence intervals (Wilson)",
     "error rate": "on the labelled images as they are, and with one Fourier basis vector added, averaged over those "
-    "whose radius is in a range; with 95 % confidence intervals (bootstrap over images)",
+    "whose radius is in a range; with 95 % confidence intervals (bootstrap over images; Wilson for counts)",
 }
 
 

@@ -56,10 +56,15 @@ class Share:
 
     @classmethod
     def averaged(cls, values: Tensor) -> "Share":
-        """Return the mean of a value of each image ``(images,)``, with the percentiles of a bootstrap over images."""
+        """Return the mean of a value of each image ``(images,)``, with the percentiles of a bootstrap over images.
+
+        Where each value is 0 or 1, they are counted.
+        """
         sample = values.double().numpy()
         if len(sample) < 2:
             return cls(float(sample.mean()), math.nan, math.nan)
+        if np.isin(sample, (0, 1)).all():
+            return cls.counted(int(sample.sum()), len(sample))
         interval = stats.bootstrap(
             (sample,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0
         ).confidence_interval

@@ -179,9 +179,11 @@ def test_intervals() -> None:
         pytest.approx(0.5962, abs=1e-4),
     )
     assert Share.counted(0, 10).high == pytest.approx(0.2775, abs=1e-4)  # certain of nothing after ten images
-    mean = Share.averaged(torch.tensor([0.0, 1.0] * 50))
+    mean = Share.averaged(torch.tensor([0.25, 0.75] * 50))
     assert mean.value == 0.5
-    assert mean.low == pytest.approx(0.4, abs=0.02)
+    assert mean.low == pytest.approx(0.45, abs=0.01)
+    assert Share.averaged(torch.tensor([0.0, 1.0] * 50)) == share
+    assert Share.averaged(torch.zeros(10)).high == pytest.approx(0.2775, abs=1e-4)
     assert math.isnan(Share.averaged(torch.tensor([1.0])).low)
 
 
