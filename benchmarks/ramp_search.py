@@ -38,7 +38,7 @@ iformer search --checkpoint runs/search/cifar10 --budget "latency<=1x" --output 
 python -m benchmarks.ramp_search variants --found $RESULTS/macs $RESULTS/latency
 iformer compare --config cifar10 --variants $RESULTS/ranks.yaml --output $RESULTS/ranks --jobs 2 --trainer.max_epochs 6
 iformer compare --config cifar10 --variants $RESULTS/found.yaml --output $RESULTS/found --jobs 2 --trainer.max_epochs 6
-python -m benchmarks.ramp_search measure --compared $RESULTS/ranks $RESULTS/found docs/results/mixer_and_ramp/ramps
+python -m benchmarks.ramp_search measure --compared $RESULTS/ranks $RESULTS/found docs/results/mixer_and_ramp/mixers
 python -m benchmarks.ramp_search page
 """
 """The study, command by command; ``--compared`` takes the folders of other comparisons too."""
@@ -116,8 +116,13 @@ def trained_alone(folders: Iterable[Path], judged: Candidates, seed: int = 0) ->
     return [*found.values()]
 
 
-def agreement(shared: Sequence[float], alone: Sequence[float], seed: int = 0) -> dict[str, Any]:
-    """Return Kendall's tau of two lists of accuracies, with its 95 % bootstrap interval over the ramps."""
+def agreement(shared: Sequence[float], alone: Sequence[float], seed: int = 0) -> dict[str, Any] | None:
+    """Return Kendall's tau of two lists of accuracies, with its 95 % bootstrap interval over the ramps.
+
+    There is none, and None is returned, for fewer than three ramps, and if all accuracies of a list are equal.
+    """
+    if len(shared) < 3:
+        return None
     count = len(shared)
     drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, RESAMPLED)  # how often each ramp is
 
@@ -125,6 +130,8 @@ def agreement(shared: Sequence[float], alone: Sequence[float], seed: int = 0) ->
         return np.asarray(((drawn @ values) * drawn).sum(1), dtype=float)
 
     x, y = (np.sign(np.subtract.outer(values, values)) for values in (np.asarray(shared), np.asarray(alone)))
+    if not x.any() or not y.any():
+        return None  # all are equal
     untied = over_pairs(abs(x)) * over_pairs(abs(y))  # none in a sample of one ramp over and over
     taus = over_pairs(x * y)[untied > 0] / np.sqrt(untied[untied > 0])
     low, high = np.percentile(taus, [2.5, 97.5])
@@ -136,8 +143,9 @@ def shares_of_best(ramps: Sequence[Ramp], accuracies: Sequence[float], most: Ram
     """Return attention's mean share of the channels in each block of the best ramps, with 95 % bootstrap intervals.
 
     Returns:
-        ``mean``, ``low`` and ``high``, a value for each block; ``rise``, the same three for the difference of the last
-        block from the first; and ``best``, the number of ramps that count as best.
+        ``mean``, ``low`` and ``high``, a value for each block; ``rise``, the same three for the rise of the straight
+        line through these shares from the first block to the last; and ``best``, the number of ramps that count as
+        best.
     """
     shares = np.asarray(ramps) / np.asarray(most)
     scores = np.asarray(accuracies)
@@ -151,14 +159,19 @@ def shares_of_best(ramps: Sequence[Ramp], accuracies: Sequence[float], most: Ram
     every = np.arange(len(scores))
     resampled = np.array([mean(generator.choice(every, len(every))) for _ in range(RESAMPLED // 10)])
     low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
-    rises = np.percentile(resampled[:, -1] - resampled[:, 0], [2.5, 97.5])
+    depth = np.linspace(-0.5, 0.5, len(most))
+
+    def rise(of_blocks: np.ndarray) -> np.ndarray:
+        return np.asarray(of_blocks @ depth / (depth @ depth))
+
+    rises = np.percentile(rise(resampled), [2.5, 97.5])
     centre = mean(every)
     return {
         "best": count,
         "mean": centre.tolist(),
         "low": low.tolist(),
         "high": high.tolist(),
-        "rise": [float(centre[-1] - centre[0]), *map(float, rises)],
+        "rise": [float(rise(centre)), *map(float, rises)],
     }
 
 
@@ -198,7 +211,7 @@ def measure(judged: Candidates, compared: Sequence[Path], output: Path, sample: 
         "hand_set": [*space.own],
         "images": len(judged.data.val_dataloader().dataset),
         "alone": alone,
-        "agreement": agreement([e["shared"] for e in alone], [e["alone"] for e in alone]) if len(alone) > 2 else None,
+        "agreement": agreement([e["shared"] for e in alone], [e["alone"] for e in alone]),
         "sample": len(sampled),
         "shares": shares_of_best(sampled, [known[str([*ramp])] for ramp in sampled], space.most),
         **provenance(0),
@@ -217,7 +230,26 @@ def page(output: Path) -> str:
     for name, title in PARTS.items():
         if (output / name / "README.md").is_file():
             parts.append(f"## {title}\n\n[Tables and figures]({name}/README.md)")
+    if (output / "found" / "compare.json").is_file():
+        parts.append(_found(json.loads((output / "found" / "compare.json").read_text())))
     return "\n\n".join(parts) + "\n"
+
+
+def _found(results: Mapping[str, Any]) -> str:
+    """Return what can be told of each ramp that was trained from scratch, beside the one that was set by hand."""
+    told = []
+    for variant in results["variants"]:
+        if difference := variant["difference"]:
+            words = "better than" if difference["mean"] > 0 else "worse than"
+            certain = f"is {words}" if difference["told"] else "cannot be told from"
+            points, margin = abs(100 * difference["mean"]), 100 * (difference["margin"] or 0)
+            p = "none" if difference["p_corrected"] is None else f"{difference['p_corrected']:.3f}"
+            told.append(
+                f"- {variant['name']} {certain} {results['reference']}"
+                + (f" by {points:.2f} ± {margin:.2f} points" if difference["told"] else f": {difference['mean']:+.2%}")
+                + f" (corrected p {p})"
+            )
+    return "\n".join(told)
 
 
 def _ranks(results: Mapping[str, Any]) -> list[str]:
@@ -227,7 +259,7 @@ def _ranks(results: Mapping[str, Any]) -> list[str]:
         for each in sorted(results["alone"], key=lambda each: -each["alone"])
     ]
     found = results["agreement"]
-    text = "Too few ramps were trained alone." if found is None else (
+    text = "Too few ramps were trained alone, or all are equal." if found is None else (
         f"Kendall's tau of the two accuracies is {found['tau']:.2f} (95 % bootstrap interval {found['low']:.2f} to "
         f"{found['high']:.2f}, over {found['ramps']} ramps)."
     )  # fmt: skip
@@ -242,8 +274,9 @@ def _depth(results: Mapping[str, Any]) -> list[str]:
     return [
         "## What the search prefers, block by block",
         f"Among the best {found['best']} of {results['sample']} random ramps, the share of attention {told} with "
-        f"depth: it differs by {rise:+.2f} (95 % bootstrap interval {low:+.2f} to {high:+.2f}) between the first and "
-        f"the last block. Accuracies are those of shared weights on {results['images']:,} images.",
+        f"depth: the straight line through the shares changes by {rise:+.2f} (95 % bootstrap interval {low:+.2f} to "
+        f"{high:+.2f}) from the first to the last block. Accuracies are those of shared weights on "
+        f"{results['images']:,} images.",
         "![Share of attention against depth](depth.png)",
     ]
 

@@ -223,6 +223,8 @@ def test_the_agreement_of_ranks_and_its_interval() -> None:
         found = ramp_search.agreement(random.random(12).tolist(), random.random(12).tolist(), seed)
         covered += found["low"] <= 0 <= found["high"]
     assert covered >= 16
+    assert ramp_search.agreement([0.5, 0.5, 0.5], [0.1, 0.2, 0.3]) is None
+    assert ramp_search.agreement([0.1, 0.2], [0.1, 0.2]) is None
 
 
 def test_the_share_of_attention_in_the_best_ramps() -> None:

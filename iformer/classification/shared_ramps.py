@@ -21,9 +21,9 @@ class SharedRampsTask(ClassificationTask):
 
     Each training step draws ramps from the run's seed, the epoch and the batch, the same on all ranks, and minimises
     the mean of their losses. Two ramps in a step are a random one and its complement, which has attention where the
-    first one has none: together they train every weight, and each branch as often as the others. With three and more,
-    the first two are the one without attention and the one of attention alone, and the others are random ("sandwich
-    rule", Yu and Huang, ICCV 2019).
+    first one has none: together they give every parameter a gradient, and train each branch as often as the others.
+    With three and more, the first two are the one without attention and the one of attention alone, and the others are
+    random ("sandwich rule", Yu and Huang, ICCV 2019).
 
     Evaluation takes the ramp of ``model`` and ``model_args``. BatchNorm's running statistics are those of all ramps;
     ``iformer search`` computes those of each ramp that it evaluates.

@@ -20,7 +20,7 @@ Everything else (stem, position embeddings, normalisations, feed-forward network
 AutoFormer searches the depth, the widths and the number of heads of a plain transformer, in which a smaller choice
 takes the first weights of a larger one, and trains one random choice in a step. Here a stage keeps its width and
 channels change between branches, so that slices must follow the channels; and a step trains several ramps, which
-together use all weights (:mod:`iformer.classification.shared_ramps`).
+together use all branches (:mod:`iformer.classification.shared_ramps`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -45,7 +46,8 @@ class Candidates:
         fingerprint: What tells the weights from others.
 
     Raises:
-        ValueError: The folder is no search run's, its recipe has no data to evaluate with, or there is no such device.
+        ValueError: The folder is no search run's, its recipe has no data to evaluate with, the data have other classes,
+            or there is no such device.
         OSError: A file is missing or cannot be read.
     """
 
@@ -68,6 +70,7 @@ class Candidates:
         self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         self.seed = int(self.settings.get("seed_everything") or 0)
         self.data = _datamodule(self.settings, root, folder / "recipe.yaml", self.seed)
+        _require_classes(self.data, config, root or str(folder / "recipe.yaml"))
         self.validation = self._kept(self.data.val_dataloader())
         self._calibration: list[Tensor] = []
 
@@ -116,6 +119,20 @@ def _existing(file: Path) -> Path:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file (a search run has the recipe that it was trained by)")
     return file
+
+
+def _require_classes(data: Any, config: Mapping[str, Any], where: str) -> None:
+    """Require that data have the classes that a saved network was trained on, in the same order.
+
+    Raises:
+        ValueError: They have others.
+    """
+    found, expected = list(data.class_names), config.get("label_names")
+    if expected is None and len(found) != config["num_classes"]:
+        raise ValueError(f"{where}: the data have {len(found)} classes, the run was trained on {config['num_classes']}")
+    if expected is not None and found != list(expected):
+        one, other = next(pair for pair in zip_longest(found, expected) if pair[0] != pair[1])
+        raise ValueError(f"{where}: the data have the class {one} where the run was trained on {other}")
 
 
 def _datamodule(settings: Mapping[str, Any], root: str, file: Path, seed: int) -> Any:

@@ -174,20 +174,29 @@ def counts(space: Space) -> Costs:
     return _put_together(space, {ramp: count(ramp) for ramp in _single_changes(space)})
 
 
-def with_latency(costs: Costs, engine: str, file: Path) -> Costs:
+def with_latency(costs: Costs, engine: str, file: Path, weights: str) -> Costs:
     """Return costs with the latencies of all ramps in an engine, which are kept in ``file``.
 
+    Args:
+        costs: The other costs.
+        engine: The engine, one of :data:`ENGINES`.
+        file: The file, which is written if it is not there.
+        weights: What tells the search run from others.
+
     Raises:
-        ValueError: ``file`` has the latencies of another engine.
+        ValueError: ``file`` has the latencies of another engine, or another search run.
         OSError: The file could not be written.
     """
     ramps = _single_changes(costs.space)
     with FileLock(file.with_suffix(".lock")):  # other processes of the same search wait for the measurement
         if not file.is_file():
-            write_json(file, {"engine": engine, "milliseconds": measure(costs.space, ramps, engine), **provenance(0)})
+            milliseconds = measure(costs.space, ramps, engine)
+            write_json(file, {"engine": engine, "weights": weights, "milliseconds": milliseconds, **provenance(0)})
     kept = json.loads(file.read_text(encoding="utf-8"))
     if kept["engine"] != engine:
         raise ValueError(f"{file}: latencies in {kept['engine']}, expected those in {engine}; name another --output")
+    if kept["weights"] != weights:
+        raise ValueError(f"{file}: latencies of the ramps of another run; name another --output")
     milliseconds = kept["milliseconds"]
     latency = _put_together(costs.space, {ramp: {"latency": milliseconds[str([*ramp])]} for ramp in ramps})
     return Costs(costs.space, {**costs.own, **latency.own}, {**costs.steps, **latency.steps})

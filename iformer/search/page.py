@@ -28,7 +28,7 @@ COSTS = {
 NOTES = {
     "validation accuracy": "top-1 accuracy with the shared weights on training images that were kept apart; it ranks "
     "ramps, and is not what a ramp reaches alone",
-    "test accuracy": "the same on the test images, which were looked at once, after the search",
+    "test accuracy": "the same on the test images, at the end of the search, once for each ramp of the table",
     "multiply-adds": "of matrix products and convolutions, for one image",
     "latency": "of one image, put together from the latencies of single blocks",
     "measured latency": "of the whole network, the median of interleaved rounds, with random weights",

@@ -75,7 +75,7 @@ def search(
     costs = costing.counts(judged.space)
     output.mkdir(parents=True, exist_ok=True)
     if any(budget.quantity == "latency" for budget in budgets):
-        costs = costing.with_latency(costs, engine, output / LATENCIES)
+        costs = costing.with_latency(costs, engine, output / LATENCIES, judged.fingerprint)
     budgets = [budget.against(costs.own) for budget in budgets]
     choice = costs.require_choice(budgets)
     quantity = budgets[0].quantity if budgets else "macs"
@@ -86,14 +86,15 @@ def search(
         "engine": engine if "latency" in costs.own else None,
         "seed": seed,
     }
-    study = _study(output, settings, judged.space)
+    cheapest = [costs.least(kind) for kind in dict.fromkeys((quantity, *(budget.quantity for budget in budgets)))]
+    study = _study(output, settings, [judged.space.own, *_plain_ramps(judged.space), *cheapest])
     _evaluate(study, judged, costs, budgets, quantity, min(candidates, choice or candidates))
     with FileLock(output / LOCK):
         return _finish(study, judged, costs, budgets, quantity, output, settings)
 
 
-def _study(output: Path, settings: Mapping[str, Any], space: Space) -> Any:
-    """Return the study in the output folder, which is created unless it is there.
+def _study(output: Path, settings: Mapping[str, Any], first: Sequence[Sequence[int]]) -> Any:
+    """Return the study in the output folder, which is created unless it is there, with the ramps to begin with.
 
     Raises:
         ValueError: The folder holds another search.
@@ -120,7 +121,7 @@ def _study(output: Path, settings: Mapping[str, Any], space: Space) -> Any:
         state = np.random.SeedSequence((settings["seed"], process)).generate_state(1)
         study.sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=int(state[0]))
         if not process:
-            for ramp in (space.own, *_plain_ramps(space)):
+            for ramp in first:
                 study.enqueue_trial(_parameters(ramp), skip_if_exists=True)
     return study
 
@@ -240,7 +241,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Measure the best ramps, evaluate them on the test images, and write the results.
 
-    What an earlier process wrote of the same candidates is kept, so that test images are looked at once.
+    What an earlier process wrote of the same candidates is kept; no ramp is evaluated on the test images again.
 
     Raises:
         ValueError: No ramp within the budgets was found.
@@ -249,10 +250,14 @@ def _finish(
     if own not in known:  # the process that began with it was killed
         known[own] = judged.accuracy(own)
     file = output / page.RESULTS
+    tests: dict[tuple[int, ...], float | None] = {}
     if file.is_file():
         before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if len(before["evaluated"]) == len(known):
             return before
+        tests = {
+            tuple(each["attention_heads"]): each["test_accuracy"] for each in (before["hand_set"], *before["front"])
+        }
     all_costs = {ramp: costs.of(ramp) for ramp in known}
     points = {
         ramp: (accuracy, all_costs[ramp][quantity])
@@ -264,18 +269,20 @@ def _finish(
         raise ValueError(f"budget {texts}: no ramp within all of them was found; loosen one")
     front = pareto(points)
     shown = list(dict.fromkeys([own, *front]))
-    tests: Sequence[float | None] = judged.test_accuracies([*shown]) or [None] * len(shown)
+    new = [ramp for ramp in shown if ramp not in tests]
+    accuracies: Sequence[float | None] = judged.test_accuracies([*new]) or [None] * len(new)
+    tests.update(zip(new, accuracies, strict=True))
     latencies = costing.measure(judged.space, shown, settings["engine"]) if settings["engine"] else {}
     about = {
         ramp: {
             "attention_heads": [*ramp],
             "validation_accuracy": known[ramp],
-            "test_accuracy": test,
+            "test_accuracy": tests[ramp],
             **all_costs[ramp],
             **({"measured_latency": latencies[str([*ramp])]} if latencies else {}),
             "arguments": _arguments(judged, ramp),
         }
-        for ramp, test in zip(shown, tests, strict=True)
+        for ramp in shown
     }
     document = {
         "model": judged.space.config["architecture"],

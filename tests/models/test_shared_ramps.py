@@ -86,7 +86,7 @@ def test_a_channel_meets_the_same_weights_in_every_ramp() -> None:
     assert torch.equal(of_12[:4, :2], of_8[4:, 2:])
 
 
-def test_all_weights_learn_in_a_ramp_and_its_complement() -> None:
+def test_all_parameters_learn_in_a_ramp_and_its_complement() -> None:
     network = shared().train()
     for ramp in ((0, 1, 3, 2, 0), (2, 3, 0, 1, 6)):
         set_ramp(network, ramp)

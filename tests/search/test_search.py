@@ -3,9 +3,12 @@
 import itertools
 import json
 import shlex
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -100,7 +103,12 @@ def test_it_goes_on(search_run: Path, iformer: Command, tmp_path: Path, monkeypa
     assert len(calls) == 4 + 3  # none of the three that were finished again
     first = json.loads(out)
     assert json.loads(iformer(*arguments, "--candidates", 6)[1]) == first  # test images are not looked at again
+    tested: list[Any] = []
+    evaluate = Candidates.test_accuracies
+    monkeypatch.setattr(Candidates, "test_accuracies", lambda self, new: tested.extend(new) or evaluate(self, new))
     more = json.loads(iformer(*arguments, "--candidates", 8)[1])
+    shown = [tuple(each["attention_heads"]) for each in (first["hand_set"], *first["front"])]
+    assert not {*tested} & {*shown}
     assert [each for each in more["evaluated"] if each in first["evaluated"]] == first["evaluated"]
     assert len(more["evaluated"]) == 8
     status, _, err = iformer(*arguments, "--budget", "macs<=1G")
@@ -112,6 +120,36 @@ def test_an_accuracy_does_not_depend_on_what_was_evaluated_before(search_run: Pa
     ramps = [[0, 0, 0, 0], [2, 2, 3, 3], [1, 0, 3, 1]]
     there, back = Candidates(search_run), Candidates(search_run)
     assert [there.accuracy(ramp) for ramp in ramps] == [back.accuracy(ramp) for ramp in ramps[::-1]][::-1]
+
+
+def test_few_ramps_of_a_large_space_are_within_the_budget(tmp_path: Path) -> None:
+    """NSGA-II finds its way there, where chance does not."""
+    model_args = {"depths": [2, 2, 4, 2], "attention_heads": [1] * 2 + [2] * 2 + [3] * 4 + [5] * 2}
+    costs = counts(space_of({
+        "architecture": "iformer_nano", "num_classes": 10, "model_args": model_args,
+        "pretrained_cfg": {"input_size": [3, 32, 32]},
+    }))  # fmt: skip
+    space = costs.space
+    least = costs.of(costs.least("macs"))["macs"]
+    limit = budgets.read([f"macs<={least + 0.3 * (costs.own['macs'] - least)}"])
+    judged: Any = SimpleNamespace(space=space, accuracy=lambda ramp: float(np.mean(np.divide(ramp, space.most))))
+    study = search._study(tmp_path, {"seed": 0}, [space.own, costs.least("macs")])
+    search._evaluate(study, judged, costs, limit, "macs", 30)
+    found = [ramp for ramp in search.evaluated(study) if search._fits(costs.of(ramp), limit)]
+    assert len(found) == 30
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]  # accuracy and cost
+    random = np.random.default_rng(0)
+    drawn = [random.integers(0, space.most, endpoint=True).tolist() for _ in study.trials]
+    assert sum(search._fits(costs.of(ramp), limit) for ramp in drawn) < 6
+
+
+def test_data_of_other_classes_are_refused(search_run: Path, images: Path, tmp_path: Path, iformer: Command) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    for folder in (tmp_path / "images").iterdir():
+        (folder / "below").rename(folder / "Below")
+    status, _, err = iformer("search", "--checkpoint", search_run, "--data", tmp_path / "images", "--output", tmp_path)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "images: the data have the class Below where the run was trained on below" in err
 
 
 def test_two_processes_share_one_search(search_run: Path, tmp_path: Path) -> None:
@@ -190,6 +228,11 @@ def test_latencies_are_measured_once_and_put_together(
     assert own["latency"] == kept["milliseconds"][str(own["attention_heads"])]
     assert own["measured_latency"] > 0
     assert (found["cost"], found["engine"]) == ("latency", "eager")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "latency.json").write_text(json.dumps({**kept, "weights": "of another run"}))
+    status, _, err = iformer(*arguments, "--budget", "latency<=10s", "--output", tmp_path / "other")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "latency.json: latencies of the ramps of another run; name another --output" in err
     written = (tmp_path / "latency.json").stat().st_mtime_ns
     assert iformer(*arguments, "--budget", "latency<=10s", "--candidates", 6)[0] == 0
     assert (tmp_path / "latency.json").stat().st_mtime_ns == written
