@@ -258,7 +258,11 @@ def _found(results: Mapping[str, Any]) -> str:
             p = "none" if difference["p_corrected"] is None else f"{difference['p_corrected']:.3f}"
             told.append(
                 f"- {variant['name']} {certain} {results['reference']}"
-                + (f" by {points:.2f} ± {margin:.2f} points" if difference["told"] else f": {difference['mean']:+.2%}")
+                + (
+                    f" by {points:.2f} ± {margin:.2f} points"
+                    if difference["told"]
+                    else f": {100 * difference['mean']:+.2f} points"
+                )
                 + f" (corrected p {p})"
             )
     return "\n".join(told)

@@ -195,7 +195,7 @@ def with_latency(costs: Costs, engine: str, file: Path, weights: str) -> Costs:
     kept = json.loads(file.read_text(encoding="utf-8"))
     if kept["engine"] != engine:
         raise ValueError(f"{file}: latencies in {kept['engine']}, expected those in {engine}; name another --output")
-    if kept["weights"] != weights:
+    if kept.get("weights") != weights:
         raise ValueError(f"{file}: latencies of the ramps of another run; name another --output")
     milliseconds = kept["milliseconds"]
     latency = _put_together(costs.space, {ramp: {"latency": milliseconds[str([*ramp])]} for ramp in ramps})
